@@ -1,1 +1,12 @@
-//! Placeholder.
+//! Host tensors made durable, whole, verified, findable.
+//!
+//! A training run owns a folder of checkpoints ([`Store`]); each checkpoint is a folder `step-00000100/` whose
+//! `manifest.json` holds a BLAKE3 digest for every 4 MiB of every file. A folder appears under its final name only
+//! once all of it is on the disk, is verified before one tensor of it is used, and is never deleted before a newer
+//! one is committed. This crate knows names, shapes and bytes; it does not know what a parameter means.
+
+mod error;
+mod tensor;
+
+pub use error::CheckpointError;
+pub use tensor::{Dtype, HostTensor, TensorMap};
