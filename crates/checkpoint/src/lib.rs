@@ -5,8 +5,15 @@
 //! once all of it is on the disk, is verified before one tensor of it is used, and is never deleted before a newer
 //! one is committed. This crate knows names, shapes and bytes; it does not know what a parameter means.
 
+mod disk;
+mod durable;
 mod error;
 mod tensor;
+mod tensor_file;
 
+pub use durable::write_durably;
 pub use error::CheckpointError;
 pub use tensor::{Dtype, HostTensor, TensorMap};
+pub use tensor_file::{
+    Header, Metadata, TensorFile, TensorInfo, read_header, read_safetensors, write_safetensors,
+};
