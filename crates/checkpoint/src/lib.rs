@@ -5,15 +5,27 @@
 //! once all of it is on the disk, is verified before one tensor of it is used, and is never deleted before a newer
 //! one is committed. This crate knows names, shapes and bytes; it does not know what a parameter means.
 
+mod digest;
 mod disk;
 mod durable;
 mod error;
+mod folder;
+mod lock;
+mod manifest;
+mod store;
 mod tensor;
 mod tensor_file;
+mod writer;
 
+pub use digest::{CHUNK_BYTES, FileDigest};
 pub use durable::write_durably;
 pub use error::CheckpointError;
+pub use folder::{Snapshot, load, verify};
+pub use lock::RunLock;
+pub use manifest::{FORMAT, MANIFEST, Manifest};
+pub use store::{Listed, Loaded, Store, latest_valid, list, pinned};
 pub use tensor::{Dtype, HostTensor, TensorMap};
 pub use tensor_file::{
     Header, Metadata, TensorFile, TensorInfo, read_header, read_safetensors, write_safetensors,
 };
+pub use writer::{Saved, Writer};
