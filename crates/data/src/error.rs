@@ -1,0 +1,166 @@
+//! What ends a run ([`DataError`]) and what costs one sample ([`SampleError`]).
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Errors that no skipping cures, named by what the caller can do about them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The config names shards in a way that cannot be read. Caller: give up, the config is wrong.
+    #[error("shard pattern {pattern:?}: {problem}")]
+    Pattern {
+        /// The pattern as it was written.
+        pattern: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A named shard is not there. Caller: give up, the config or the data set is wrong.
+    #[error("shard {shard} does not exist")]
+    ShardMissing {
+        /// Path of the shard.
+        shard: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file given as a shard is no tar file. Caller: give up, the data set is wrong.
+    #[error("shard {shard} is no tar file: {found}")]
+    NotATar {
+        /// Path of the shard.
+        shard: String,
+        /// What it is instead, as far as its first bytes tell.
+        found: String,
+    },
+    /// A shard exists and could not be read. Caller: look at the disk, then restart the run.
+    #[error("shard {shard} could not be read")]
+    Unreadable {
+        /// Path of the shard.
+        shard: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The shards hold not one usable sample. Caller: give up, the data set is wrong.
+    #[error("no usable sample in {shards} shard(s) of {patterns:?}; problems: {problems}")]
+    Empty {
+        /// The patterns that were opened.
+        patterns: Vec<String>,
+        /// How many shards they named.
+        shards: usize,
+        /// Counted problems, readable.
+        problems: String,
+    },
+    /// More samples were bad than the config allows. Caller: do not retry, mend the named shards.
+    #[error(
+        "{skipped} of {seen} samples were skipped, more than max_skipped_ratio {limit}; by shard and reason: {worst}"
+    )]
+    TooManySkipped {
+        /// Samples skipped so far.
+        skipped: u64,
+        /// Samples looked at so far.
+        seen: u64,
+        /// The configured `max_skipped_ratio`.
+        limit: f64,
+        /// The shards with the most skips, with reasons.
+        worst: String,
+    },
+    /// A value of this crate's config cannot be used. Caller: give up, the config is wrong.
+    #[error("{key}: {problem}")]
+    Config {
+        /// Key of the config, dotted.
+        key: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+    /// A vocabulary or tokenizer file cannot be used. Caller: give up, the file is wrong.
+    #[error("tokenizer {path}: {problem}")]
+    Tokenizer {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A loader thread panicked or vanished: our bug. Caller: end the run with this message.
+    #[error("loader thread {worker} ended: {message}")]
+    Worker {
+        /// Name of the thread.
+        worker: String,
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// One sample that cannot be used; counted, then replaced.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("sample {key} of shard {shard}: {reason}")]
+pub struct SampleError {
+    /// Path of the shard.
+    pub shard: Arc<str>,
+    /// Key of the sample inside the shard.
+    pub key: String,
+    /// Why it cannot be used.
+    pub reason: SkipReason,
+}
+
+/// Why a sample, or a part of a shard, was left out. The names are stable: metrics and summaries carry them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SkipReason {
+    /// An image without a `.txt` or `.json` beside it.
+    CaptionMissing,
+    /// A caption without an image beside it.
+    ImageMissing,
+    /// A key that was seen before, in this shard or an earlier one; the first wins.
+    DuplicateKey,
+    /// The shard ends without its end-of-archive block; what was whole is kept.
+    ShardTruncated,
+    /// The last member of the shard is cut off.
+    MemberTruncated,
+    /// A header in the middle of the shard is broken; what came before it is kept.
+    ShardCorrupt,
+    /// A link, device or sparse entry.
+    EntryUnsupported,
+    /// The bytes could not be read from the disk.
+    Unreadable,
+    /// The `.txt` is not UTF-8.
+    CaptionNotUtf8,
+    /// The caption holds nothing but white space.
+    CaptionEmpty,
+    /// The caption file is larger than [`crate::sample::MAX_CAPTION_BYTES`].
+    CaptionTooLarge,
+    /// The `.json` cannot be parsed, or has no usable `caption`.
+    CaptionJsonInvalid,
+    /// The bytes are none of JPEG, PNG, WebP.
+    ImageFormatUnknown,
+    /// The image's header asks for more than `max_pixels`.
+    ImageTooLarge,
+    /// The image does not decode.
+    ImageCorrupt,
+}
+
+impl SkipReason {
+    /// The stable `snake_case` name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CaptionMissing => "caption_missing",
+            Self::ImageMissing => "image_missing",
+            Self::DuplicateKey => "duplicate_key",
+            Self::ShardTruncated => "shard_truncated",
+            Self::MemberTruncated => "member_truncated",
+            Self::ShardCorrupt => "shard_corrupt",
+            Self::EntryUnsupported => "entry_unsupported",
+            Self::Unreadable => "unreadable",
+            Self::CaptionNotUtf8 => "caption_not_utf8",
+            Self::CaptionEmpty => "caption_empty",
+            Self::CaptionTooLarge => "caption_too_large",
+            Self::CaptionJsonInvalid => "caption_json_invalid",
+            Self::ImageFormatUnknown => "image_format_unknown",
+            Self::ImageTooLarge => "image_too_large",
+            Self::ImageCorrupt => "image_corrupt",
+        }
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,235 @@
+//! The stream of one rank's batches, made ahead by threads and delivered in order.
+//!
+//! Micro-batch `k` of the run covers the positions `[start + k C, start + (k + 1) C)` with `C = micro_batch *
+//! world_size`; rank `r` takes the `r`-th slice. A bad sample is replaced by the next good one of the index: which
+//! one that is depends on the sample alone, so it is the same at any world size.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::batch::{Batch, Cursor};
+use crate::caption::{TextPolicy, blip_caption};
+use crate::counters::Counters;
+use crate::decode::decode;
+use crate::error::{DataError, SampleError};
+use crate::index::Index;
+use crate::order::{Order, SampleRef};
+use crate::ordered::Ordered;
+use crate::rng::{Rng, Stream};
+use crate::tokenizer::Tokenizer;
+use crate::transform::{Pixels, Transform};
+
+/// Finished batches that each thread may hold.
+const BATCHES_AHEAD: usize = 2;
+/// Finished views that each thread of [`decode_all`] may hold.
+const VIEWS_AHEAD: usize = 8;
+/// So many bad samples in a row, or a whole round of the index, mean that no good one is left.
+const MAX_REPLACEMENTS: usize = 10_000;
+
+/// What a loader reads, and which part of it is ours.
+#[derive(Debug, Clone)]
+pub struct LoaderSpec {
+    /// The samples.
+    pub index: Arc<Index>,
+    /// Their order, over exactly `index.len()` samples.
+    pub order: Arc<Order>,
+    /// Names the random draws, see [`crate::rng`].
+    pub seed: u64,
+    /// How pictures become pixels; `None` leaves them alone (the caller has cached features).
+    pub transform: Option<Arc<Transform>>,
+    /// Each sample shows one of this many views, drawn anew each epoch; `None`: a view of its own each epoch.
+    pub num_views: Option<u64>,
+    /// Which text a sample shows.
+    pub text: TextPolicy,
+    /// Words kept of a text.
+    pub max_words: usize,
+    /// Makes `Batch::tokens`; `None` leaves the texts alone.
+    pub tokenizer: Option<Tokenizer>,
+    /// Tokens a row.
+    pub max_text_len: usize,
+    /// Samples known to be bad (a feature cache found them): replaced without being read.
+    pub unusable: Arc<BTreeSet<usize>>,
+    /// Our rank, below `world_size`.
+    pub rank: usize,
+    /// Ranks that read this stream together.
+    pub world_size: usize,
+    /// Samples a batch.
+    pub micro_batch: usize,
+    /// Where to start: 0, or the position of a [`Cursor`].
+    pub start_position: u64,
+    /// Threads; at least one is started.
+    pub workers: usize,
+    /// The run ends when more than this share of the samples seen was skipped.
+    pub max_skipped_ratio: f64,
+}
+
+/// An endless stream of one rank's batches.
+#[derive(Debug)]
+pub struct Loader {
+    batches: Ordered<Result<Batch, DataError>>,
+    counters: Counters,
+    max_skipped_ratio: f64,
+}
+
+impl Loader {
+    /// Starts the threads. Refuses a spec that names no batch.
+    pub fn start(spec: LoaderSpec) -> Result<Self, DataError> {
+        spec.check()?;
+        let max_skipped_ratio = spec.max_skipped_ratio;
+        let workers = spec.workers;
+        let make = move |number| Some(spec.batch(number));
+        let batches = Ordered::start("data", workers, BATCHES_AHEAD, make)?;
+        Ok(Self { batches, counters: Counters::default(), max_skipped_ratio })
+    }
+
+    /// The next batch. Errors end the stream: too many bad samples, or a thread that panicked.
+    pub fn next_batch(&mut self) -> Result<Batch, DataError> {
+        let ended = || DataError::Worker { worker: "data".into(), message: "the stream has ended".into() };
+        let batch = self.batches.next().unwrap_or_else(|| Err(ended()))??;
+        self.counters.merge(&batch.counters);
+        self.counters.check(self.max_skipped_ratio)?;
+        Ok(batch)
+    }
+
+    /// What was skipped in the batches delivered so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+impl LoaderSpec {
+    fn check(&self) -> Result<(), DataError> {
+        self.text.check()?;
+        let rules = [
+            (self.micro_batch > 0, "micro_batch", "must not be 0"),
+            (self.rank < self.world_size, "rank", "must be below world_size"),
+            (self.num_views != Some(0), "num_views", "must not be 0"),
+            (
+                self.order.num_samples() == self.index.len(),
+                "order",
+                "is over another number of samples than the index",
+            ),
+            ((0.0..=1.0).contains(&self.max_skipped_ratio), "max_skipped_ratio", "must be 0 to 1"),
+        ];
+        for (holds, key, problem) in rules {
+            if !holds {
+                return Err(DataError::Config { key: format!("data.{key}"), problem: problem.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Our part of micro-batch `number`.
+    fn batch(&self, number: u64) -> Result<Batch, DataError> {
+        let contrast_batch = (self.micro_batch * self.world_size) as u64;
+        let first = self.start_position + number * contrast_batch;
+        let ours = first + (self.rank * self.micro_batch) as u64;
+        let mut batch = Batch {
+            cursor: Cursor { position: first + contrast_batch },
+            image_size: self.transform.as_ref().map_or(0, |transform| transform.config().image_size),
+            pixels: self.transform.as_ref().map(|_| Vec::new()),
+            ..Batch::default()
+        };
+        for place in self.order.slice(ours, self.micro_batch) {
+            self.add_sample(place, &mut batch)?;
+        }
+        if let Some(tokenizer) = &self.tokenizer {
+            batch.tokens = Some(tokenizer.encode(&batch.texts, self.max_text_len)?);
+        }
+        Ok(batch)
+    }
+
+    /// Adds the sample at `place`, or the next good one behind it in the index.
+    fn add_sample(&self, place: SampleRef, batch: &mut Batch) -> Result<(), DataError> {
+        let num_samples = self.index.len();
+        for step in 0..num_samples.min(MAX_REPLACEMENTS) {
+            let sample = (place.index + step) % num_samples;
+            if self.unusable.contains(&sample) {
+                continue;
+            }
+            batch.counters.seen += 1;
+            match self.example(sample, place.epoch) {
+                Ok((text, view, pixels)) => {
+                    batch.texts.push(text);
+                    batch.keys.push(self.index.entries()[sample].key.to_string());
+                    batch.samples.push(sample);
+                    batch.epochs.push(place.epoch);
+                    batch.views.push(view);
+                    if let (Some(all), Some(pixels)) = (&mut batch.pixels, pixels) {
+                        all.extend(pixels.values);
+                    }
+                    return Ok(());
+                }
+                Err(error) => batch.counters.add_error(&error),
+            }
+        }
+        Err(batch.counters.too_many(self.max_skipped_ratio))
+    }
+
+    /// Text, view and pixels of one sample in one epoch.
+    fn example(&self, sample: usize, epoch: u64) -> Result<(String, u64, Option<Pixels>), SampleError> {
+        let captions = self.index.read_captions(sample)?;
+        let text = blip_caption(&self.text.draw(&captions, self.seed, sample as u64, epoch), self.max_words);
+        let view = self.num_views.map_or(epoch, |num_views| {
+            Rng::new(self.seed, Stream::View, &[sample as u64, epoch]).below(num_views)
+        });
+        let Some(transform) = &self.transform else { return Ok((text, view, None)) };
+        let image = self.index.read_image(sample)?;
+        let decoded = decode(&image, &transform.decode_options())
+            .map_err(|reason| self.index.sample_error(sample, reason))?;
+        Ok((text, view, Some(transform.train(&decoded, self.seed, sample as u64, view))))
+    }
+}
+
+/// How a picture is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum View {
+    /// As evaluation sees it.
+    Eval,
+    /// The training view of this number.
+    Train(u64),
+}
+
+/// One view of one sample, or why there is none.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampleView {
+    /// Place of the sample in the index.
+    pub sample: usize,
+    /// How it is shown.
+    pub view: View,
+    /// The pixels, or the sample's error (once per view).
+    pub pixels: Result<Pixels, SampleError>,
+}
+
+/// Decodes `samples` on `workers` threads; yields each of `views` of each sample, in order.
+///
+/// A picture is decoded once for all its views. The outer error is a thread that panicked; it ends the stream.
+pub fn decode_all(
+    index: Arc<Index>,
+    transform: Arc<Transform>,
+    samples: Vec<usize>,
+    views: Vec<View>,
+    workers: usize,
+    seed: u64,
+) -> Result<impl Iterator<Item = Result<SampleView, DataError>>, DataError> {
+    let make = move |number: u64| {
+        let sample = *samples.get(usize::try_from(number).ok()?)?;
+        let decoded = index.read_image(sample).and_then(|image| {
+            decode(&image, &transform.decode_options()).map_err(|reason| index.sample_error(sample, reason))
+        });
+        let show = |&view: &View| {
+            let pixels = match (&decoded, view) {
+                (Err(error), _) => Err(error.clone()),
+                (Ok(decoded), View::Eval) => Ok(transform.eval(decoded)),
+                (Ok(decoded), View::Train(view)) => Ok(transform.train(decoded, seed, sample as u64, view)),
+            };
+            SampleView { sample, view, pixels }
+        };
+        Some(views.iter().map(show).collect::<Vec<_>>())
+    };
+    let groups = Ordered::start("decode", workers, VIEWS_AHEAD, make)?;
+    Ok(groups.flat_map(|group| match group {
+        Ok(views) => views.into_iter().map(Ok).collect::<Vec<_>>(),
+        Err(error) => vec![Err(error)],
+    }))
+}

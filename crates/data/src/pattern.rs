@@ -1,0 +1,155 @@
+//! From what the config says to a list of shard paths: brace patterns, folders, plain paths.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::DataError;
+
+/// More shards than this in one pattern is a slip of the keyboard.
+pub const MAX_SHARDS: usize = 1_000_000;
+
+/// A closing brace without an opening one.
+const UNOPENED: &str = "a } closes nothing";
+
+/// All shards that `patterns` name, in the order given; a folder gives its `*.tar` sorted by name.
+///
+/// `train-{000000..000002}.tar` counts with leading zeros, `{a,b}` lists; groups may stand side by side. Only local
+/// paths are taken: `pipe:` and URLs are refused.
+pub fn shards(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
+    let mut paths = Vec::new();
+    for pattern in patterns {
+        let problem = |problem: String| DataError::Pattern { pattern: pattern.clone(), problem };
+        if pattern.contains("://") || pattern.starts_with("pipe:") {
+            return Err(problem("only local paths are read here".into()));
+        }
+        if Path::new(pattern).is_dir() {
+            paths.extend(folder(pattern)?);
+            continue;
+        }
+        for name in expand(pattern).map_err(problem)? {
+            paths.push(PathBuf::from(name));
+        }
+    }
+    Ok(paths)
+}
+
+fn folder(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
+    let unreadable = |source| DataError::Unreadable { shard: pattern.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(pattern).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "tar") {
+            found.push(path);
+        }
+    }
+    if found.is_empty() {
+        let problem = "the folder holds no .tar file".to_owned();
+        return Err(DataError::Pattern { pattern: pattern.to_owned(), problem });
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Expands the brace groups of `pattern`, the first group varying slowest. The error says what is wrong.
+pub fn expand(pattern: &str) -> Result<Vec<String>, String> {
+    let mut names = vec![String::new()];
+    let mut rest = pattern;
+    while let Some(open) = rest.find('{') {
+        let (literal, group) = rest.split_at(open);
+        if literal.contains('}') {
+            return Err(UNOPENED.into());
+        }
+        let close = group.find('}').ok_or("a { is not closed")?;
+        let choices = choices(&group[1..close])?;
+        if names.len().saturating_mul(choices.len()) > MAX_SHARDS {
+            return Err(format!("it names more than {MAX_SHARDS} shards"));
+        }
+        names = names
+            .iter()
+            .flat_map(|name| choices.iter().map(move |choice| format!("{name}{literal}{choice}")))
+            .collect();
+        rest = &group[close + 1..];
+    }
+    if rest.contains('}') {
+        return Err(UNOPENED.into());
+    }
+    Ok(names.into_iter().map(|name| name + rest).collect())
+}
+
+/// What one brace group stands for: `a..b` counts up, `x,y,z` lists.
+fn choices(group: &str) -> Result<Vec<String>, String> {
+    if group.contains('{') {
+        return Err("a { inside braces".into());
+    }
+    let Some((first, last)) = group.split_once("..") else {
+        return Ok(group.split(',').map(str::to_owned).collect());
+    };
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if digits { text.parse::<u64>().ok() } else { None }
+    };
+    let (Some(from), Some(to)) = (number(first), number(last)) else {
+        return Err(format!("{{{group}}} is not a range of numbers"));
+    };
+    if from > to {
+        return Err(format!("{{{group}}} counts down"));
+    }
+    if to - from >= MAX_SHARDS as u64 {
+        return Err(format!("it names more than {MAX_SHARDS} shards"));
+    }
+    // As in bash: a leading zero at either end pads all numbers to the longer of the two.
+    let padded = [first, last].iter().any(|text| text.len() > 1 && text.starts_with('0'));
+    let width = if padded { first.len().max(last.len()) } else { 0 };
+    Ok((from..=to).map(|value| format!("{value:0width$}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ranges_lists_and_products() {
+        assert_eq!(expand("t-{008..010}.tar").unwrap(), ["t-008.tar", "t-009.tar", "t-010.tar"]);
+        assert_eq!(expand("{8..10}").unwrap(), ["8", "9", "10"]);
+        assert_eq!(expand("{a,b}-{0..1}").unwrap(), ["a-0", "a-1", "b-0", "b-1"]);
+        assert_eq!(expand("plain.tar").unwrap(), ["plain.tar"]);
+    }
+
+    #[test]
+    fn slips_are_named() {
+        for (pattern, part) in [
+            ("a{1..2", "not closed"),
+            ("a}b", "closes nothing"),
+            ("}{1..2}", "closes nothing"),
+            ("{2..1}", "counts down"),
+            ("{a..b}", "not a range"),
+            ("{0..99999999}", "more than"),
+            ("{0..9999}{0..9999}", "more than"),
+            ("{{1..2}}", "inside"),
+        ] {
+            let error = expand(pattern).unwrap_err();
+            assert!(error.contains(part), "{pattern}: {error}");
+        }
+        let url = shards(&["pipe:rm -rf x".to_owned()]).unwrap_err();
+        assert!(url.to_string().contains("only local"), "{url}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_expands_or_is_refused(pattern in "[{}.,a0-9]{0,24}") {
+            if let Ok(names) = expand(&pattern) {
+                prop_assert!(!names.is_empty() && names.len() <= MAX_SHARDS);
+                let whole = names.iter().all(|name| !name.contains(['{', '}']));
+                prop_assert!(whole);
+            }
+        }
+
+        #[test]
+        fn a_range_counts_each_number_once(from in 0u64..2000, count in 1u64..50, width in 4usize..8) {
+            let pattern = format!("s-{{{from:0width$}..{:0width$}}}.tar", from + count - 1);
+            let expected: Vec<String> = (from..from + count).map(|at| format!("s-{at:0width$}.tar")).collect();
+            prop_assert_eq!(expand(&pattern).unwrap(), expected);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Texts become token ids: BERT's WordPiece for the Q-Former, a `tokenizer.json` for language models.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::models::wordpiece;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+use crate::error::DataError;
+
+/// Token ids of some texts, right-padded to one width.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TextBatch {
+    /// `[rows, cols]`
+    pub ids: Vec<i64>,
+    /// `[rows, cols]`, 1 = token, 0 = padding.
+    pub mask: Vec<i64>,
+    /// Number of texts.
+    pub rows: usize,
+    /// Tokens a row, padding included.
+    pub cols: usize,
+}
+
+impl TextBatch {
+    fn new(texts: &[Vec<i64>], cols: usize, pad_id: i64) -> Self {
+        let mut batch = Self { rows: texts.len(), cols, ..Self::default() };
+        for ids in texts {
+            let padding = cols - ids.len();
+            batch.ids.extend(ids);
+            batch.ids.extend(std::iter::repeat_n(pad_id, padding));
+            batch.mask.extend(std::iter::repeat_n(1, ids.len()));
+            batch.mask.extend(std::iter::repeat_n(0, padding));
+        }
+        batch
+    }
+
+    fn tight(texts: &[Vec<i64>], pad_id: i64) -> Self {
+        Self::new(texts, texts.iter().map(Vec::len).max().unwrap_or(0), pad_id)
+    }
+}
+
+/// The tokenizers a loader can use.
+#[derive(Debug, Clone)]
+pub enum Tokenizer {
+    /// The Q-Former's.
+    WordPiece(Arc<WordPiece>),
+    /// A language model's.
+    Lm(Arc<LmTokenizer>),
+}
+
+impl Tokenizer {
+    /// Ids of `texts`, each cut to `max_len` tokens and padded to exactly that.
+    pub fn encode(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
+        match self {
+            Self::WordPiece(tokenizer) => tokenizer.encode(texts, max_len),
+            Self::Lm(tokenizer) => tokenizer.encode(texts, max_len),
+        }
+    }
+}
+
+/// BERT's uncased WordPiece as LAVIS uses it: `[CLS] tokens [SEP]`, with `[DEC]` as one more id.
+///
+/// The rules are those of transformers' slow `BertTokenizer`: special tokens in the raw text are recognised, the
+/// rest is cleaned, lower-cased, stripped of accents and split at white space, punctuation and CJK characters; a
+/// word of more than 100 characters, or with no split into pieces, is `[UNK]`.
+#[derive(Debug, Clone)]
+pub struct WordPiece {
+    inner: Inner,
+    path: String,
+    special: WordPieceIds,
+}
+
+/// Ids of the special tokens: looked up, never assumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WordPieceIds {
+    /// `[PAD]`
+    pub pad: i64,
+    /// `[UNK]`
+    pub unk: i64,
+    /// `[CLS]`, the first token of a text.
+    pub cls: i64,
+    /// `[SEP]`, the last token of a text.
+    pub sep: i64,
+    /// `[MASK]`, where the vocabulary has one.
+    pub mask: Option<i64>,
+    /// `[DEC]`, the first token of a text to be generated (LAVIS's `bos`); the last id unless the vocabulary has it.
+    pub bos: i64,
+}
+
+impl WordPiece {
+    /// Reads a `vocab.txt`: one token a line, the line number is the id; `[DEC]` is appended.
+    pub fn from_vocab(path: &Path) -> Result<Self, DataError> {
+        let problem = |problem: String| DataError::Tokenizer { path: path.display().to_string(), problem };
+        let text = std::fs::read_to_string(path).map_err(|error| problem(error.to_string()))?;
+        // Only line ends are cut: a token may be made of other white space.
+        let lines = text.split_terminator('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+        // An empty one of the crate's own maps, whose type it does not export.
+        let mut vocab = wordpiece::WordPiece::read_bytes(b"").map_err(|error| problem(error.to_string()))?;
+        vocab.extend(lines.zip(0..).map(|(token, id)| (token.to_owned(), id)));
+        let builder = wordpiece::WordPiece::builder().vocab(vocab);
+        let model = builder.build().map_err(|error| problem(error.to_string()))?;
+        let mut inner = Inner::new(model);
+        let normalizer = BertNormalizer::new(true, true, None, true);
+        inner.with_normalizer(Some(normalizer)).map_err(|error| problem(error.to_string()))?;
+        inner.with_pre_tokenizer(Some(BertPreTokenizer));
+        let find = |inner: &Inner, token: &str| inner.token_to_id(token).map(i64::from);
+        let needed = |inner: &Inner, token: &str| {
+            find(inner, token).ok_or_else(|| problem(format!("the vocabulary has no {token}")))
+        };
+        let (pad, unk) = (needed(&inner, "[PAD]")?, needed(&inner, "[UNK]")?);
+        let (cls, sep) = (needed(&inner, "[CLS]")?, needed(&inner, "[SEP]")?);
+        let mask = find(&inner, "[MASK]");
+        let mut names = vec!["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]"];
+        names.extend(mask.map(|_| "[MASK]"));
+        let tokens = names.into_iter().map(|name| AddedToken::from(name, true));
+        inner.add_special_tokens(tokens).map_err(|error| problem(error.to_string()))?;
+        let special = WordPieceIds { pad, unk, cls, sep, mask, bos: needed(&inner, "[DEC]")? };
+        Ok(Self { inner, path: path.display().to_string(), special })
+    }
+
+    /// Ids of the special tokens.
+    pub fn special(&self) -> WordPieceIds {
+        self.special
+    }
+
+    /// Number of ids, `[DEC]` included: the height of the embedding table.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// `[CLS] tokens [SEP]`, cut to `max_len` (at least 2) with the `[SEP]` kept, padded to exactly `max_len`.
+    pub fn encode(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
+        Ok(TextBatch::new(&self.rows(texts, max_len)?, max_len, self.special.pad))
+    }
+
+    /// As [`WordPiece::encode`], padded to the longest of these texts only.
+    pub fn encode_tight(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
+        Ok(TextBatch::tight(&self.rows(texts, max_len)?, self.special.pad))
+    }
+
+    fn rows(&self, texts: &[String], max_len: usize) -> Result<Vec<Vec<i64>>, DataError> {
+        check_max_len(max_len, 2)?;
+        let row = |text: &String| {
+            let mut ids = vec![self.special.cls];
+            ids.extend(encode(&self.inner, &self.path, text)?.into_iter().take(max_len - 2));
+            ids.push(self.special.sep);
+            Ok(ids)
+        };
+        texts.iter().map(row).collect()
+    }
+
+    /// Text of `ids` without special tokens, spaces before punctuation closed as transformers does.
+    pub fn decode(&self, ids: &[i64]) -> String {
+        let special = self.special;
+        let skipped = [special.pad, special.unk, special.cls, special.sep, special.bos];
+        let mut text = String::new();
+        for &id in ids.iter().filter(|id| !skipped.contains(id) && Some(**id) != special.mask) {
+            let token = u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id)).unwrap_or_default();
+            match token.strip_prefix("##") {
+                Some(piece) if !text.is_empty() => text.push_str(piece),
+                _ => {
+                    if !text.is_empty() {
+                        text.push(' ');
+                    }
+                    text.push_str(&token);
+                }
+            }
+        }
+        close_spaces(text.trim())
+    }
+}
+
+/// transformers' `clean_up_tokenization`.
+fn close_spaces(text: &str) -> String {
+    const CLOSED: [(&str, &str); 11] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" do not", " don't"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    CLOSED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// How texts are framed for a language model; tokens are named as in its `tokenizer.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LmFraming {
+    /// Put before each text (OPT: `</s>`).
+    pub bos: Option<String>,
+    /// Put behind each text; kept when the text is cut.
+    pub eos: Option<String>,
+    /// Fills the rows.
+    pub pad: String,
+    /// Added to each text before it becomes tokens (OPT: a newline, which ends a caption); cut with the text.
+    pub suffix: String,
+}
+
+/// A language model's tokenizer, from its `tokenizer.json`.
+#[derive(Debug, Clone)]
+pub struct LmTokenizer {
+    inner: Inner,
+    path: String,
+    suffix: String,
+    bos: Option<i64>,
+    eos: Option<i64>,
+    pad: i64,
+}
+
+impl LmTokenizer {
+    /// Reads a `tokenizer.json`. Its own post-processor is not used: `framing` says what surrounds a text.
+    pub fn from_file(path: &Path, framing: &LmFraming) -> Result<Self, DataError> {
+        let name = path.display().to_string();
+        let problem = |problem: String| DataError::Tokenizer { path: name.clone(), problem };
+        let inner = Inner::from_file(path).map_err(|error| problem(error.to_string()))?;
+        let id = |token: &String| {
+            let found = inner.token_to_id(token).map(i64::from);
+            found.ok_or_else(|| problem(format!("there is no token {token:?}")))
+        };
+        let (bos, eos) =
+            (framing.bos.as_ref().map(id).transpose()?, framing.eos.as_ref().map(id).transpose()?);
+        let pad = id(&framing.pad)?;
+        Ok(Self { path: name.clone(), suffix: framing.suffix.clone(), bos, eos, pad, inner })
+    }
+
+    /// Reads a `tokenizer.json` for a caller that frames and pads its rows itself, by [`LmTokenizer::encode_plain`].
+    pub fn bare(path: &Path) -> Result<Self, DataError> {
+        let name = path.display().to_string();
+        let inner = Inner::from_file(path)
+            .map_err(|error| DataError::Tokenizer { path: name.clone(), problem: error.to_string() })?;
+        Ok(Self { inner, path: name, suffix: String::new(), bos: None, eos: None, pad: 0 })
+    }
+
+    /// Id that opens a text.
+    pub fn bos_id(&self) -> Option<i64> {
+        self.bos
+    }
+
+    /// Id that closes a text.
+    pub fn eos_id(&self) -> Option<i64> {
+        self.eos
+    }
+
+    /// Id that fills rows.
+    pub fn pad_id(&self) -> i64 {
+        self.pad
+    }
+
+    /// Number of ids, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Id of a token by its exact name.
+    pub fn token_to_id(&self, token: &str) -> Option<i64> {
+        self.inner.token_to_id(token).map(i64::from)
+    }
+
+    /// Ids of the bare text: neither framed nor cut.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<i64>, DataError> {
+        encode(&self.inner, &self.path, text)
+    }
+
+    /// Framed texts, cut on the right to `max_len` (with a closing token kept), padded to exactly `max_len`.
+    pub fn encode(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
+        Ok(TextBatch::new(&self.rows(texts, max_len)?, max_len, self.pad))
+    }
+
+    /// As [`LmTokenizer::encode`], padded to the longest of these texts only.
+    pub fn encode_tight(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
+        Ok(TextBatch::tight(&self.rows(texts, max_len)?, self.pad))
+    }
+
+    fn rows(&self, texts: &[String], max_len: usize) -> Result<Vec<Vec<i64>>, DataError> {
+        let frame = usize::from(self.bos.is_some()) + usize::from(self.eos.is_some());
+        check_max_len(max_len, frame.max(1))?;
+        let row = |text: &String| {
+            let mut ids: Vec<i64> = self.bos.into_iter().collect();
+            let content = self.encode_plain(&format!("{text}{}", self.suffix))?;
+            ids.extend(content.into_iter().take(max_len - frame));
+            ids.extend(self.eos);
+            Ok(ids)
+        };
+        texts.iter().map(row).collect()
+    }
+
+    /// Text of `ids` without special tokens.
+    pub fn decode(&self, ids: &[i64]) -> Result<String, DataError> {
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        let failed = |error: tokenizers::Error| DataError::Tokenizer {
+            path: self.path.clone(),
+            problem: format!("decoding failed: {error}"),
+        };
+        self.inner.decode(&ids, true).map_err(failed)
+    }
+}
+
+fn encode(inner: &Inner, path: &str, text: &str) -> Result<Vec<i64>, DataError> {
+    let failed = |error: tokenizers::Error| DataError::Tokenizer {
+        path: path.to_owned(),
+        problem: format!("encoding failed: {error}"),
+    };
+    let encoding = inner.encode_fast(text, false).map_err(failed)?;
+    Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
+}
+
+fn check_max_len(max_len: usize, least: usize) -> Result<(), DataError> {
+    if max_len < least {
+        let problem = format!("{max_len} is less than the {least} token(s) around a text");
+        return Err(DataError::Config { key: "max_text_len".into(), problem });
+    }
+    Ok(())
+}
