@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Moves tensors between ranks: all-reduce, all-gather, broadcast, barrier.
+//!
+//! [`connect`] meets the other ranks and gives a [`ProcessGroup`]. It never decides when to talk and knows no
+//! parameter by name. A world of one is no special case: [`SoloGroup`] gives what a world of N would give.
+
+mod bucket;
+mod c10d;
+mod connect;
+mod error;
+mod group;
+mod solo;
+
+pub use bucket::all_reduce_mean_bucketed;
+pub use c10d::C10dGroup;
+pub use connect::{Timeouts, connect, connect_within};
+pub use error::{CommError, Operation};
+pub use group::ProcessGroup;
+pub use solo::SoloGroup;

@@ -1,1 +1,20 @@
-//! Placeholder.
+//! What libtorch has and tch does not bind: c10d process groups, the fused AdamW step, autocast dtypes.
+//!
+//! The only crate with `unsafe`. It decides nothing: addresses, timeouts and dtypes come from the caller. A C++ exception
+//! never crosses into Rust; it arrives as [`BridgeError`].
+#![allow(unsafe_code)]
+
+mod adamw;
+mod autocast;
+mod cpu;
+mod error;
+mod group;
+mod store;
+mod sys;
+
+pub use adamw::{AdamWStep, fused_adamw};
+pub use autocast::autocast;
+pub use cpu::cpu_has_fast_bf16;
+pub use error::BridgeError;
+pub use group::{Communicator, Membership};
+pub use store::Store;

@@ -1,0 +1,123 @@
+//! How ranks find each other.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::time::Duration;
+
+use launch::{Source, World};
+use tch::Device;
+use torch_bridge::{Communicator, Membership, Store};
+
+use crate::c10d::C10dGroup;
+use crate::error::{CommError, Operation};
+use crate::group::ProcessGroup;
+use crate::solo::SoloGroup;
+
+/// How long to wait for the other ranks before calling them lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For all ranks to meet.
+    pub init: Duration,
+    /// For one operation, which is also how long ranks may be apart when they call it.
+    pub operation: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { init: Duration::from_secs(300), operation: Duration::from_secs(600) }
+    }
+}
+
+/// Meets the other ranks of `world` with the default [`Timeouts`].
+///
+/// # Errors
+/// As [`connect_within`].
+pub fn connect(world: &World, device: Device) -> Result<Box<dyn ProcessGroup>, CommError> {
+    connect_within(world, device, Timeouts::default())
+}
+
+/// Meets the other ranks of `world`: none where it is a world of one, else over Gloo for the CPU and NCCL for a GPU.
+///
+/// Rank 0 serves the store on `master_addr:master_port` and on no other interface. Returns when all ranks have come.
+///
+/// # Errors
+/// [`CommError::TimedOut`] where a rank does not come, [`CommError::Address`] where rank 0 cannot listen there,
+/// [`CommError::Unsupported`] for a device without a backend in this build.
+pub fn connect_within(
+    world: &World,
+    device: Device,
+    timeouts: Timeouts,
+) -> Result<Box<dyn ProcessGroup>, CommError> {
+    if world.world_size == 1 {
+        return Ok(Box::new(SoloGroup::new(device)));
+    }
+    let failed = |error| CommError::new(world.rank, Operation::Rendezvous, error);
+    let store = store(world, timeouts.init)?;
+    let member = Membership {
+        store: &store,
+        // A store that outlives a restart (torchrun's does) holds the addresses of dead ranks.
+        prefix: &format!("blip2/generation/{}", world.generation),
+        rank: world.rank,
+        world_size: world.world_size,
+        init_timeout: timeouts.init,
+        op_timeout: timeouts.operation,
+    };
+    let communicator = match device {
+        Device::Cpu => {
+            let host = address_facing(world).map_err(|source| address_error(world, source))?;
+            Communicator::gloo(&member, &host.to_string())
+        }
+        Device::Cuda(index) => Communicator::nccl(&member, index),
+        Device::Mps | Device::Vulkan => Err(torch_bridge::BridgeError::Unsupported(format!(
+            "collectives on {device:?}; use the CPU or CUDA"
+        ))),
+    }
+    .map_err(failed)?;
+    let group = C10dGroup::new(communicator, world.rank, world.world_size, device);
+    // A rank that got through and ended at once must not take the store away from one that still reads it.
+    group.barrier()?;
+    Ok(Box::new(group))
+}
+
+fn store(world: &World, timeout: Duration) -> Result<Store, CommError> {
+    let address = (world.master_addr.as_str(), world.master_port);
+    let join = || Store::join(address.0, address.1, world.world_size, timeout);
+    let opened = if world.rank == 0 {
+        match TcpListener::bind(address) {
+            Ok(listener) => Store::serve(listener, world.world_size, timeout),
+            // torchrun's agent serves a store there before it starts the ranks, and means them to join it.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && world.source == Source::Torchrun => join(),
+            Err(source) => return Err(address_error(world, source)),
+        }
+    } else {
+        join()
+    };
+    opened.map_err(|error| CommError::new(world.rank, Operation::Rendezvous, error))
+}
+
+/// This machine's address on the way to rank 0, loopback where rank 0 is met there. Peers reach us by it.
+///
+/// Connecting a datagram socket asks the routing table and sends nothing.
+fn address_facing(world: &World) -> io::Result<IpAddr> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for master in (world.master_addr.as_str(), world.master_port).to_socket_addrs()? {
+        let any: IpAddr = match master.is_ipv4() {
+            true => Ipv4Addr::UNSPECIFIED.into(),
+            false => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let faced = UdpSocket::bind((any, 0)).and_then(|socket| {
+            socket.connect(master)?;
+            socket.local_addr()
+        });
+        match faced {
+            Ok(own) => return Ok(own.ip()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn address_error(world: &World, source: io::Error) -> CommError {
+    let address = format!("{}:{}", world.master_addr, world.master_port);
+    CommError::Address { rank: world.rank, address, source }
+}

@@ -1,0 +1,46 @@
+//! The contract that every fabric keeps.
+
+use tch::{Device, Tensor};
+
+use crate::error::CommError;
+
+/// All ranks of a run, as one of them sees them.
+///
+/// Every rank calls the same operations in the same order, with tensors of equal shape and dtype on
+/// [`ProcessGroup::device`]. An operation returns when it is complete. After an error the group is of no more use, and
+/// what it was to write is undefined.
+pub trait ProcessGroup: Send {
+    /// Number of this process, from 0.
+    fn rank(&self) -> usize;
+
+    /// Processes in all.
+    fn world_size(&self) -> usize;
+
+    /// Where the tensors of this rank live.
+    fn device(&self) -> Device;
+
+    /// Sums `tensor` over ranks, in place and outside autograd.
+    ///
+    /// # Errors
+    /// [`CommError::PeerGone`] or [`CommError::TimedOut`] naming this rank and the operation.
+    fn all_reduce_sum(&self, tensor: &mut Tensor) -> Result<(), CommError>;
+
+    /// `tensor` `[B, ...]` of every rank in rank order: `[world_size * B, ...]`, a contiguous copy without gradient. A
+    /// scalar counts as `[1]`.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, CommError>;
+
+    /// Gives every rank the `tensor` of rank `root`, in place and outside autograd.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), CommError>;
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    fn barrier(&self) -> Result<(), CommError>;
+}

@@ -1,0 +1,116 @@
+// Rendezvous store, Gloo process group and the collectives of either backend.
+
+#include "failure.h"
+#include "group.h"
+
+#include <chrono>
+#include <thread>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+namespace {
+
+void finish(const BridgeGroup& group, const c10::intrusive_ptr<c10d::Work>& work) {
+  if (group.cuda) {
+    // NCCL's wait() only orders streams. The host waits too, so that a lost peer is an error here and not in some
+    // later kernel. A hang is ended by c10d's own watchdog, which aborts the communicator after the group's timeout.
+    while (!work->isCompleted()) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    if (auto failure = work->exception()) std::rethrow_exception(failure);
+  }
+  work->wait();
+}
+
+} // namespace
+
+extern "C" {
+
+// `listen_fd` >= 0: this process serves the store on that bound socket, which the store then owns; all of `world_size`
+// processes must come within the timeout. Otherwise joins the one at `host`:`port`.
+int bridge_store_open(
+    const char* host,
+    uint16_t port,
+    int listen_fd,
+    size_t world_size,
+    uint64_t timeout_ms,
+    BridgeStore** out,
+    char** message) {
+  return bridge::guarded(message, [&] {
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = listen_fd >= 0;
+    options.numWorkers = world_size;
+    options.timeout = std::chrono::milliseconds(timeout_ms);
+    if (listen_fd >= 0) options.masterListenFd = listen_fd;
+    *out = new BridgeStore{c10::make_intrusive<c10d::TCPStore>(host, options)};
+  });
+}
+
+void bridge_store_free(BridgeStore* store) {
+  delete store;
+}
+
+// `host` names the address of this machine that the peers reach; Gloo listens there and nowhere else.
+int bridge_gloo_open(
+    const BridgeStore* store,
+    const char* prefix,
+    int rank,
+    int world_size,
+    const char* host,
+    uint64_t init_timeout_ms,
+    uint64_t op_timeout_ms,
+    BridgeGroup** out,
+    char** message) {
+  return bridge::guarded(message, [&] {
+    auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::milliseconds(init_timeout_ms));
+    options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(host));
+    auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        c10::make_intrusive<c10d::PrefixStore>(prefix, store->store), rank, world_size, options);
+    // Through the base class: the call goes to libtorch's vtable, where the real gloo::Context is known.
+    c10::intrusive_ptr<c10d::Backend> base = backend;
+    base->setTimeout(std::chrono::milliseconds(op_timeout_ms));
+    *out = new BridgeGroup{std::move(base), std::nullopt};
+  });
+}
+
+// Joins the backend's threads. What they have in flight ends first, at the latest with the group's timeout.
+void bridge_group_free(BridgeGroup* group) {
+  char* message = nullptr;
+  bridge::guarded(&message, [&] { delete group; });
+  std::free(message);
+}
+
+int bridge_all_reduce_sum(const BridgeGroup* group, const at::Tensor* tensor, char** message) {
+  return bridge::guarded(message, [&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    finish(*group, group->backend->allreduce(tensors));
+  });
+}
+
+int bridge_all_gather(const BridgeGroup* group, const at::Tensor* output, const at::Tensor* input, char** message) {
+  return bridge::guarded(message, [&] {
+    at::Tensor gathered = *output, own = *input;
+    finish(*group, group->backend->_allgather_base(gathered, own));
+  });
+}
+
+int bridge_broadcast(const BridgeGroup* group, const at::Tensor* tensor, int root, char** message) {
+  return bridge::guarded(message, [&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    finish(*group, group->backend->broadcast(tensors, options));
+  });
+}
+
+int bridge_barrier(const BridgeGroup* group, char** message) {
+  return bridge::guarded(message, [&] {
+    c10d::BarrierOptions options;
+    options.device = group->cuda;
+    if (group->cuda) options.device_ids = {group->cuda->index()};
+    finish(*group, group->backend->barrier(options));
+  });
+}
+
+} // extern "C"

@@ -1,0 +1,2 @@
+#pragma once
+// Included by ProcessGroupGloo.hpp, which names nothing of it.

@@ -1,0 +1,9 @@
+#pragma once
+
+namespace gloo {
+namespace transport {
+
+class Device;
+
+} // namespace transport
+} // namespace gloo

@@ -1,0 +1,12 @@
+#pragma once
+
+namespace gloo {
+namespace transport {
+
+class UnboundBuffer {
+ public:
+  virtual ~UnboundBuffer();
+};
+
+} // namespace transport
+} // namespace gloo

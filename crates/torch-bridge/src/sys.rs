@@ -1,0 +1,108 @@
+//! The C side, as `cpp/*.cpp` defines it.
+
+use std::ffi::{c_char, c_int};
+use std::marker::{PhantomData, PhantomPinned};
+
+use torch_sys::C_tensor;
+
+use crate::adamw::AdamWStep;
+
+/// `BridgeStore` of `cpp/group.h`.
+#[repr(C)]
+pub(crate) struct RawStore {
+    _opaque: [u8; 0],
+    _not_send: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+/// `BridgeGroup` of `cpp/group.h`.
+#[repr(C)]
+pub(crate) struct RawGroup {
+    _opaque: [u8; 0],
+    _not_send: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+/// `BridgeAutocastState` of `cpp/compute.cpp`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct AutocastState {
+    device_type: c_int,
+    enabled: c_int,
+    dtype: c_int,
+}
+
+// Every function that returns `c_int` gives 0, or a code of `cpp/failure.h` and then a malloc'ed text in `message`.
+unsafe extern "C" {
+    pub(crate) fn bridge_free_message(message: *mut c_char);
+
+    pub(crate) fn bridge_fused_adamw(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        first_moments: *const *const C_tensor,
+        second_moments: *const *const C_tensor,
+        count: usize,
+        hyper: *const AdamWStep,
+        message: *mut *mut c_char,
+    ) -> c_int;
+
+    pub(crate) fn bridge_autocast_enter(
+        device_type: c_int,
+        dtype: c_int,
+        previous: *mut AutocastState,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_autocast_leave(previous: *const AutocastState, message: *mut *mut c_char) -> c_int;
+
+    pub(crate) fn bridge_store_open(
+        host: *const c_char,
+        port: u16,
+        listen_fd: c_int,
+        world_size: usize,
+        timeout_ms: u64,
+        out: *mut *mut RawStore,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_store_free(store: *mut RawStore);
+
+    pub(crate) fn bridge_gloo_open(
+        store: *const RawStore,
+        prefix: *const c_char,
+        rank: c_int,
+        world_size: c_int,
+        host: *const c_char,
+        init_timeout_ms: u64,
+        op_timeout_ms: u64,
+        out: *mut *mut RawGroup,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    #[cfg(nccl)]
+    pub(crate) fn bridge_nccl_open(
+        store: *const RawStore,
+        prefix: *const c_char,
+        rank: c_int,
+        world_size: c_int,
+        device_index: c_int,
+        op_timeout_ms: u64,
+        out: *mut *mut RawGroup,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_group_free(group: *mut RawGroup);
+
+    pub(crate) fn bridge_all_reduce_sum(
+        group: *const RawGroup,
+        tensor: *const C_tensor,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_all_gather(
+        group: *const RawGroup,
+        output: *const C_tensor,
+        input: *const C_tensor,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_broadcast(
+        group: *const RawGroup,
+        tensor: *const C_tensor,
+        root: c_int,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_barrier(group: *const RawGroup, message: *mut *mut c_char) -> c_int;
+}
