@@ -1,2 +1,35 @@
-//! Placeholder.
-fn main() {}
+//! `blip2`: the user's command. It links no libtorch, so it starts at once and runs where no GPU library is; what
+//! needs tensors runs in `blip2-worker`, which lies beside it.
+
+mod checkpoints;
+mod cli;
+mod error;
+mod prepare;
+mod run;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Ckpt, Cli, Command, Data};
+
+fn main() -> ExitCode {
+    let say = |line: &str| eprintln!("blip2: {line}");
+    let outcome = match Cli::parse().command {
+        Command::Launch(args) => run::launch(&args.config, &args.options, &say),
+        Command::Resume(args) => run::resume(&args.run_dir, &args.options, &say),
+        Command::Plan(args) => run::plan(&args.config, &args.overrides),
+        Command::Verify(args) => run::verify(&args.cases, args.json),
+        Command::Data(Data::Prepare(args)) => prepare::prepare(args.what, &args.dir, &say),
+        Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),
+        Command::Ckpt(Ckpt::Verify(args)) => checkpoints::verify(&args.run_dir),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            say(&error::with_causes(&error));
+            error.exit().into()
+        }
+    }
+}

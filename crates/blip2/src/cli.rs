@@ -1,0 +1,125 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use launch::Nproc;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done
+   2  arguments not understood
+  69  a worker, a port or a disk is gone; trying again may help
+  73  another run holds the run folder
+  75  stopped on request, with a checkpoint; launch again to go on
+  78  config, data or weights cannot run; mend them first
+  93  do not retry: the numbers or the data are bad";
+
+#[derive(Parser)]
+#[command(name = "blip2", version, about = "two-stage BLIP-2 pre-training", after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Train, evaluate and report; launching again resumes.
+    Launch(LaunchArgs),
+    /// Go on with a run, from its own config.
+    Resume(ResumeArgs),
+    /// Print every derived number of a run without starting it.
+    Plan(PlanArgs),
+    /// Compare numerics with reference cases.
+    Verify(VerifyArgs),
+    /// Make or fetch training data.
+    #[command(subcommand)]
+    Data(Data),
+    /// Look at the checkpoints of a run.
+    #[command(subcommand)]
+    Ckpt(Ckpt),
+}
+
+#[derive(Args)]
+pub struct LaunchArgs {
+    /// The run's TOML file.
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub options: LaunchOptions,
+}
+
+#[derive(Args)]
+pub struct ResumeArgs {
+    /// The run folder, such as runs/quickstart; type it from where the run was launched.
+    pub run_dir: PathBuf,
+    #[command(flatten)]
+    pub options: LaunchOptions,
+}
+
+#[derive(Args)]
+pub struct LaunchOptions {
+    /// Workers on this machine: a number, `gpu` for one for each GPU, or `auto` for one for each GPU and, without
+    /// GPUs, min(2, cores).
+    #[arg(long, value_name = "N|auto|gpu", default_value = "auto")]
+    pub nproc_per_node: Nproc,
+    /// How often all workers are started again after one of them failed.
+    #[arg(long, value_name = "R", default_value_t = 3)]
+    pub max_restarts: u32,
+    /// Replace a value of the config: `--set stage1.steps=100`. May be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// The run's TOML file.
+    pub config: PathBuf,
+    /// Replace a value of the config: `--set stage1.steps=100`. May be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// Folders of cases.
+    #[arg(required = true, value_name = "CASE")]
+    pub cases: Vec<PathBuf>,
+    /// One JSON object a case instead of tables.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Data {
+    /// Fetch a data set and its weights, and write the shards.
+    Prepare(PrepareArgs),
+}
+
+#[derive(Args)]
+pub struct PrepareArgs {
+    /// Which one.
+    pub what: DataSet,
+    /// Gets `shards/`, `weights/` and `LICENCES.md`.
+    #[arg(long, default_value = "data/quickstart")]
+    pub dir: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DataSet {
+    /// Emoji with captions, and small frozen models; about 350 MB are downloaded once.
+    Quickstart,
+}
+
+#[derive(Subcommand)]
+pub enum Ckpt {
+    /// Steps, sizes and folders.
+    List(CkptArgs),
+    /// Read every byte and compare it with the manifest.
+    Verify(CkptArgs),
+}
+
+#[derive(Args)]
+pub struct CkptArgs {
+    /// The run folder, such as runs/quickstart.
+    pub run_dir: PathBuf,
+}

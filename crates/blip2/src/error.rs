@@ -1,0 +1,73 @@
+//! What can end a command before a worker speaks for itself.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use launch::Exit;
+
+/// Errors of the command, named by what the user can do.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The program that computes is not installed beside this one: build it.
+    #[error(
+        "{} is missing; build it with `cargo build --release --bins`, or put blip2-worker beside blip2",
+        path.display()
+    )]
+    NoWorker {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The worker was killed before it could answer: try again.
+    #[error("blip2-worker was killed while it was asked for {asked}; the system log may say by whom")]
+    WorkerKilled {
+        /// What it was asked for.
+        asked: &'static str,
+    },
+    /// The folder is not that of a run: name another.
+    #[error("{} is no run folder: {detail}", path.display())]
+    NoRun {
+        /// What was named.
+        path: PathBuf,
+        /// What it lacks, and what to do.
+        detail: String,
+    },
+    /// No place for downloads is known: set one of the variables.
+    #[error("neither XDG_CACHE_HOME nor HOME is set, so there is no place for downloads; set one of them")]
+    NoCache,
+    /// Processes cannot be started or kept.
+    #[error(transparent)]
+    Launch(#[from] launch::LaunchError),
+    /// Data cannot be fetched or written.
+    #[error(transparent)]
+    Prepare(#[from] data::prepare::PrepareError),
+    /// A checkpoint cannot be read, or weights cannot be converted.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
+}
+
+impl CommandError {
+    /// The exit code that says whether trying again may help.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Launch(error) => error.exit(),
+            Self::WorkerKilled { .. } | Self::Prepare(_) => Exit::Unavailable,
+            Self::NoWorker { .. } | Self::NoRun { .. } | Self::NoCache | Self::Checkpoint(_) => Exit::Config,
+        }
+    }
+}
+
+/// The error in one line, with what lies behind it.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // Some messages already carry what lies behind them.
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = inner.source();
+    }
+    line
+}

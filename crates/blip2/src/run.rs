@@ -1,0 +1,90 @@
+//! Commands that run in workers.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use launch::LaunchSpec;
+
+use crate::cli::LaunchOptions;
+use crate::error::CommandError;
+use crate::worker::{Worker, config_args};
+
+/// Asks a worker for the run folder, so that a wrong config ends here and not in N processes, then starts the run.
+pub fn launch(config: &Path, options: &LaunchOptions, say: &dyn Fn(&str)) -> Result<ExitCode, CommandError> {
+    let worker = Worker::beside_this_program()?;
+    match run_dir(&worker, config, options)? {
+        Ok(run_dir) => start(&worker, config, run_dir, options, say),
+        Err(code) => Ok(code),
+    }
+}
+
+/// As [`launch`], with the config that the run wrote beside itself.
+pub fn resume(run_dir: &Path, options: &LaunchOptions, say: &dyn Fn(&str)) -> Result<ExitCode, CommandError> {
+    let config = run_dir.join("config.toml");
+    if !config.is_file() {
+        let detail = "it holds no config.toml; name the run.dir of a config that was launched".into();
+        return Err(CommandError::NoRun { path: run_dir.to_owned(), detail });
+    }
+    let worker = Worker::beside_this_program()?;
+    let named = match self::run_dir(&worker, &config, options)? {
+        Ok(named) => named,
+        Err(code) => return Ok(code),
+    };
+    if !is_same_folder(&named, run_dir) {
+        let detail = format!(
+            "its config.toml names {} as the run folder; resume from the working directory it was launched in, or \
+             launch the config with --set run.dir=...",
+            named.display()
+        );
+        return Err(CommandError::NoRun { path: run_dir.to_owned(), detail });
+    }
+    start(&worker, &config, named, options, say)
+}
+
+/// Every derived number of a run.
+pub fn plan(config: &Path, overrides: &[String]) -> Result<ExitCode, CommandError> {
+    Worker::beside_this_program()?.run("the plan", &config_args("plan", config, overrides))
+}
+
+/// Numerics against reference cases.
+pub fn verify(cases: &[PathBuf], json: bool) -> Result<ExitCode, CommandError> {
+    let mut args: Vec<OsString> = vec!["verify".into()];
+    args.extend(json.then(|| "--json".into()));
+    args.push("--".into());
+    args.extend(cases.iter().map(OsString::from));
+    Worker::beside_this_program()?.run("a comparison", &args)
+}
+
+fn run_dir(
+    worker: &Worker,
+    config: &Path,
+    options: &LaunchOptions,
+) -> Result<Result<PathBuf, ExitCode>, CommandError> {
+    let answer = worker.ask("the run folder", &config_args("run-dir", config, &options.overrides))?;
+    Ok(answer.map(PathBuf::from))
+}
+
+fn start(
+    worker: &Worker,
+    config: &Path,
+    run_dir: PathBuf,
+    options: &LaunchOptions,
+    say: &dyn Fn(&str),
+) -> Result<ExitCode, CommandError> {
+    let spec = LaunchSpec {
+        worker: worker.path().to_owned(),
+        args: config_args("train", config, &options.overrides),
+        nproc: options.nproc_per_node.resolve()?,
+        run_dir,
+        max_restarts: options.max_restarts,
+    };
+    Ok(launch::launch(&spec, say)?.into())
+}
+
+fn is_same_folder(one: &Path, other: &Path) -> bool {
+    match (one.canonicalize(), other.canonicalize()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
+}

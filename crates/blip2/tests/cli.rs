@@ -1,0 +1,247 @@
+//! The real program on the command line: what it accepts, whom it asks, which exit code it gives.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use checkpoint::{Dtype, HostTensor, Snapshot, Store};
+use tempfile::TempDir;
+
+/// A folder with `blip2` in it, and a fake `blip2-worker` where wanted.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn without_worker() -> Self {
+        // Inside target/, so that a link to the program is possible: a copy would take time and could still be open
+        // for writing in another test's child when it is started.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        fs::hard_link(env!("CARGO_BIN_EXE_blip2"), dir.path().join("blip2")).unwrap();
+        Self { dir }
+    }
+
+    fn with_worker() -> Self {
+        let place = Self::without_worker();
+        let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_worker");
+        std::os::unix::fs::symlink(fake, place.path("blip2-worker")).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.path("blip2"));
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("FAKE_DIR", self.dir.path())
+            .env_remove("LIBTORCH");
+        command
+    }
+
+    /// What the fake worker was asked, a line a process.
+    fn asked(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("asked")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Exit code, standard output and standard error.
+fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn help_names_every_command_and_exit_code() {
+    let (code, help, _) = run(&mut Place::without_worker().command(&["--help"]));
+    assert_eq!(code, Some(0));
+    for word in ["launch", "resume", "plan", "verify", "data", "ckpt", "69", "73", "75", "78", "93"] {
+        assert!(help.contains(word), "{word} is missing from:\n{help}");
+    }
+    let (_, help, _) = run(&mut Place::without_worker().command(&["launch", "--help"]));
+    assert!(help.contains("min(2, cores)") && help.contains("[default: 3]"), "{help}");
+}
+
+#[test]
+fn arguments_that_are_not_understood_end_with_2_and_start_nothing() {
+    let place = Place::with_worker();
+    let cases: [(&[&str], &str); 6] = [
+        (&["train", "c.toml"], "unrecognized subcommand"),
+        (&["launch"], "CONFIG"),
+        (&["launch", "--nproc-per-node", "0", "c.toml"], "1 or more, auto or gpu"),
+        (&["launch", "--max-restarts", "-1", "c.toml"], "--max-restarts"),
+        (&["verify"], "CASE"),
+        (&["data", "prepare", "coco"], "quickstart"),
+    ];
+    for (args, word) in cases {
+        let (code, _, stderr) = run(&mut place.command(args));
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(word), "{args:?} should name {word}: {stderr}");
+    }
+    assert_eq!(place.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn a_missing_worker_is_named_with_the_way_to_get_it() {
+    let place = Place::without_worker();
+    for args in [&["launch", "c.toml"][..], &["plan", "c.toml"], &["verify", "case"]] {
+        let (code, _, stderr) = run(&mut place.command(args));
+        assert_eq!(code, Some(78), "{args:?}");
+        let worker = place.path("blip2-worker");
+        assert!(stderr.contains(worker.to_str().unwrap()) && stderr.contains("cargo build"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "one clear line: {stderr}");
+    }
+}
+
+#[test]
+fn a_launch_asks_for_the_run_folder_and_starts_the_workers_there() {
+    let place = Place::with_worker();
+    let args = ["launch", "--nproc-per-node", "2", "--set", "stage1.steps=9", "c.toml", "--set", "a=b c"];
+    let (code, stdout, stderr) = run(&mut place.command(&args));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("rank 0 of 2"), "{stdout}");
+    let log = fs::read_to_string(place.path("run/logs/rank-1.log")).unwrap();
+    assert!(log.contains("rank 1 of 2"), "{log}");
+    let rest = "--set stage1.steps=9 --set a=b c -- c.toml";
+    assert_eq!(place.asked(), [format!("run-dir {rest}"), format!("train {rest}"), format!("train {rest}")]);
+}
+
+#[test]
+fn a_refused_config_comes_out_at_once_and_leaves_nothing() {
+    let place = Place::with_worker();
+    let mut command = place.command(&["launch", "c.toml"]);
+    let (code, stdout, stderr) = run(command.env("FAKE_REFUSAL", "c.toml: unknown key"));
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(78), "", "blip2: c.toml: unknown key\n"));
+    assert_eq!(place.asked(), ["run-dir -- c.toml"]);
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn the_exit_code_of_the_workers_is_passed_on() {
+    for expected in [69, 73, 75, 78, 93] {
+        let place = Place::with_worker();
+        let mut command =
+            place.command(&["launch", "--max-restarts", "0", "--nproc-per-node", "1", "c.toml"]);
+        let (code, _, stderr) = run(command.env("FAKE_EXIT", expected.to_string()));
+        assert_eq!(code, Some(expected), "{stderr}");
+        let is_failure = expected != 75;
+        assert_eq!(stderr.contains(&format!("exited with code {expected}")), is_failure, "{stderr}");
+    }
+}
+
+#[test]
+fn a_libtorch_of_ones_own_is_found_first() {
+    let place = Place::with_worker();
+    let mut command = place.command(&["launch", "--nproc-per-node", "1", "c.toml"]);
+    let (_, stdout, _) = run(command.env("LIBTORCH", "/opt/torch").env("LD_LIBRARY_PATH", "/usr/local/lib"));
+    assert!(stdout.contains("libraries in /opt/torch/lib:/usr/local/lib"), "{stdout}");
+}
+
+#[test]
+fn resume_launches_the_config_of_the_run() {
+    let place = Place::with_worker();
+    fs::create_dir(place.path("run")).unwrap();
+    let (code, _, stderr) = run(&mut place.command(&["resume", "run"]));
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("config.toml"), "{stderr}");
+    fs::write(place.path("run/config.toml"), "").unwrap();
+    let (code, _, stderr) = run(&mut place.command(&["resume", "run", "--nproc-per-node", "1"]));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert_eq!(place.asked(), ["run-dir -- run/config.toml", "train -- run/config.toml"]);
+}
+
+#[test]
+fn resume_does_not_write_into_another_folder_than_the_named_one() {
+    let place = Place::with_worker();
+    fs::create_dir_all(place.path("moved")).unwrap();
+    fs::write(place.path("moved/config.toml"), "").unwrap();
+    let (code, _, stderr) = run(&mut place.command(&["resume", "moved"]));
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("run.dir"), "{stderr}");
+    assert_eq!(place.asked(), ["run-dir -- moved/config.toml"]);
+}
+
+#[test]
+fn plan_and_verify_are_the_workers_to_answer() {
+    let place = Place::with_worker();
+    let (code, stdout, _) = run(&mut place.command(&["plan", "c.toml", "--set", "a=1"]));
+    assert_eq!((code, stdout.as_str()), (Some(0), "answer to plan\n"));
+    let (code, _, _) = run(place.command(&["verify", "x", "y", "--json"]).env("FAKE_EXIT", "1"));
+    assert_eq!(code, Some(1));
+    assert_eq!(place.asked(), ["plan --set a=1 -- c.toml", "verify --json -- x y"]);
+}
+
+/// A run folder with checkpoints of the given stages and steps, the last step of each pinned.
+fn saved_run(place: &Place, stages: &[(&str, &[u64])]) -> PathBuf {
+    let run = place.path("run");
+    for (stage, steps) in stages {
+        let store = Store::open(&run.join("checkpoints").join(stage), 9).unwrap();
+        for step in *steps {
+            let mut snapshot = Snapshot { phase: (*stage).to_owned(), ..Snapshot::default() };
+            snapshot.model.insert("query_tokens".into(), HostTensor::from_f32(&[2], &[1.0, 2.0]).unwrap());
+            assert_eq!(snapshot.model["query_tokens"].dtype(), Dtype::F32);
+            store.save(&snapshot, *step).unwrap();
+            store.pin(*step).unwrap();
+        }
+    }
+    run
+}
+
+#[test]
+fn checkpoints_are_listed_by_stage_with_the_best_one_marked() {
+    let place = Place::without_worker();
+    saved_run(&place, &[("stage2", &[5]), ("stage1", &[100, 20])]);
+    let (code, stdout, _) = run(&mut place.command(&["ckpt", "list", "run"]));
+    assert_eq!(code, Some(0));
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{stdout}");
+    for (line, [stage, step]) in
+        lines.iter().zip([["stage1", "step 20 "], ["stage1", "step 100 "], ["stage2", "step 5 "]])
+    {
+        assert!(line.starts_with(stage) && line.contains(step) && line.contains(" MB"), "{line}");
+    }
+    let best: Vec<bool> = lines.iter().map(|line| line.ends_with("best")).collect();
+    assert_eq!(best, [true, false, true], "step 20 was pinned after step 100");
+}
+
+#[test]
+fn a_flipped_bit_is_found() {
+    let place = Place::without_worker();
+    let run_dir = saved_run(&place, &[("stage1", &[1, 2])]);
+    let (code, stdout, _) = run(&mut place.command(&["ckpt", "verify", "run"]));
+    assert_eq!((code, stdout.lines().last()), (Some(0), Some("2 whole, 0 damaged")));
+    let model = run_dir.join("checkpoints/stage1/step-00000002/model.safetensors");
+    let mut bytes = fs::read(&model).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&model, bytes).unwrap();
+    let (code, stdout, _) = run(&mut place.command(&["ckpt", "verify", "run"]));
+    assert_eq!((code, stdout.lines().last()), (Some(78), Some("1 whole, 1 damaged")));
+    assert!(stdout.contains("step 2  DAMAGED") && stdout.contains("model.safetensors"), "{stdout}");
+}
+
+#[test]
+fn a_folder_without_checkpoints_is_refused() {
+    let place = Place::without_worker();
+    let (code, _, stderr) = run(&mut place.command(&["ckpt", "list", "nowhere"]));
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("nowhere is no run folder"), "{stderr}");
+    fs::create_dir_all(place.path("run/checkpoints/stage1")).unwrap();
+    let (code, _, stderr) = run(&mut place.command(&["ckpt", "verify", "run"]));
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("no checkpoint has been written"), "{stderr}");
+}
+
+#[test]
+fn data_without_a_place_for_downloads_is_refused() {
+    let place = Place::without_worker();
+    let mut command = place.command(&["data", "prepare", "quickstart"]);
+    let (code, _, stderr) = run(command.env_remove("HOME").env_remove("XDG_CACHE_HOME"));
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("XDG_CACHE_HOME"), "{stderr}");
+}

@@ -1,0 +1,99 @@
+//! The command line and environment of a worker.
+
+use std::num::NonZero;
+use std::path::Path;
+use std::process::Command;
+
+use crate::environment;
+use crate::world::{LAUNCHER_PID, LOOPBACK};
+
+/// A command for `program` that finds libtorch where the variable `LIBTORCH` says, if it is set. A program that was
+/// not moved finds it by its own run path.
+#[must_use]
+pub fn worker_command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if let Some(libtorch) = environment::read_filled("LIBTORCH") {
+        let before = environment::read_filled("LD_LIBRARY_PATH");
+        command.env("LD_LIBRARY_PATH", library_path(&libtorch, before.as_deref()));
+    }
+    command
+}
+
+fn library_path(libtorch: &str, before: Option<&str>) -> String {
+    match before {
+        Some(before) => format!("{libtorch}/lib:{before}"),
+        None => format!("{libtorch}/lib"),
+    }
+}
+
+/// What the workers of one generation have in common.
+pub(crate) struct Generation<'a> {
+    /// How many times the set was formed before.
+    pub number: u32,
+    pub max_restarts: u32,
+    pub nproc: usize,
+    /// Where rank 0 listens on loopback.
+    pub master_port: u16,
+    /// Names the run in torchrun's words.
+    pub run_id: &'a str,
+}
+
+impl Generation<'_> {
+    /// torchrun's environment for the worker `rank`, on one node.
+    pub(crate) fn environment(&self, rank: usize) -> Vec<(&'static str, String)> {
+        let (rank, nproc) = (rank.to_string(), self.nproc.to_string());
+        let mut variables = vec![
+            ("RANK", rank.clone()),
+            ("WORLD_SIZE", nproc.clone()),
+            ("LOCAL_RANK", rank.clone()),
+            ("LOCAL_WORLD_SIZE", nproc.clone()),
+            ("GROUP_RANK", "0".into()),
+            ("GROUP_WORLD_SIZE", "1".into()),
+            ("ROLE_RANK", rank),
+            ("ROLE_WORLD_SIZE", nproc),
+            ("ROLE_NAME", "default".into()),
+            ("MASTER_ADDR", LOOPBACK.into()),
+            ("MASTER_PORT", self.master_port.to_string()),
+            ("TORCHELASTIC_RESTART_COUNT", self.number.to_string()),
+            ("TORCHELASTIC_MAX_RESTARTS", self.max_restarts.to_string()),
+            ("TORCHELASTIC_RUN_ID", self.run_id.into()),
+            (LAUNCHER_PID, std::process::id().to_string()),
+        ];
+        if environment::read_filled("OMP_NUM_THREADS").is_none() {
+            // Without it every worker starts as many threads as there are cores, and they fight for them.
+            variables.push(("OMP_NUM_THREADS", (cores() / self.nproc).max(1).to_string()));
+        }
+        variables
+    }
+}
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtorch_goes_in_front_of_the_library_path() {
+        assert_eq!(library_path("/opt/libtorch", None), "/opt/libtorch/lib");
+        assert_eq!(library_path("/opt/libtorch", Some("/usr/lib:/x")), "/opt/libtorch/lib:/usr/lib:/x");
+    }
+
+    #[test]
+    fn a_world_reads_back_what_the_launcher_sets() {
+        let generation =
+            Generation { number: 2, max_restarts: 3, nproc: 4, master_port: 23456, run_id: "demo" };
+        let variables = generation.environment(3);
+        let lookup =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
+        let world = crate::World::from_vars(&lookup).unwrap();
+        assert_eq!((world.rank, world.local_rank, world.world_size, world.local_world_size), (3, 3, 4, 4));
+        assert_eq!((world.master_addr.as_str(), world.master_port), ("127.0.0.1", 23456));
+        assert_eq!((world.node_rank, world.generation), (0, 2));
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(world.source, crate::Source::Launcher { pid });
+    }
+}

@@ -1,0 +1,233 @@
+//! What the launcher does next. No clock, no process and no file in here.
+
+use std::time::Duration;
+
+use crate::Exit;
+
+/// How one process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+}
+
+/// The end of one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub rank: usize,
+    pub end: End,
+    /// Since the launcher started, by its monotonic clock.
+    pub at: Duration,
+}
+
+/// What is known of the workers of one generation.
+#[derive(Debug, Clone)]
+pub(crate) struct Fleet {
+    pub nproc: usize,
+    /// Times the set was formed again before this generation.
+    pub restarts: u32,
+    pub ended: Vec<Ended>,
+    /// When the launcher told the rest to end because one had failed.
+    pub told_to_end: Option<Duration>,
+    /// The signal by which somebody asked the launcher for a stop.
+    pub stop: Option<i32>,
+}
+
+/// Bounds that do not change during a launch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    /// Wait after a first failure, so that the one that pulled it down can be told apart from it.
+    pub settle: Duration,
+    /// From SIGTERM to SIGKILL: enough to finish a checkpoint being written. A worker inside a collective never
+    /// hears SIGTERM, so this is also how long it sits there.
+    pub grace: Duration,
+    /// The same where no worker can have work worth finishing.
+    pub short_grace: Duration,
+    pub max_restarts: u32,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Wait,
+    /// SIGTERM to all that run.
+    Terminate,
+    /// SIGKILL to all that run.
+    Kill,
+    /// All have ended: form the set again.
+    Restart,
+    /// All have ended for good.
+    Exit(Exit),
+}
+
+/// The next action, from the state of the workers and the time since the launcher started.
+pub(crate) fn decide(now: Duration, fleet: &Fleet, policy: &Policy) -> Action {
+    let running = fleet.ended.len() < fleet.nproc;
+    match (fleet.cause(), fleet.told_to_end) {
+        (None, _) if running => Action::Wait,
+        (None, _) => Action::Exit(fleet.clean_exit()),
+        (Some(cause), None) if running => match now.saturating_sub(cause.at) < policy.settle {
+            true => Action::Wait,
+            false => Action::Terminate,
+        },
+        (Some(cause), Some(told)) if running => {
+            match now.saturating_sub(told) < grace(fleet.exit(cause), policy) {
+                true => Action::Wait,
+                false => Action::Kill,
+            }
+        }
+        (Some(cause), _) => fleet.verdict(cause, policy),
+    }
+}
+
+fn grace(exit: Exit, policy: &Policy) -> Duration {
+    match exit {
+        Exit::Config | Exit::Busy => policy.short_grace,
+        Exit::Done | Exit::Unavailable | Exit::Stopped | Exit::GiveUp => policy.grace,
+    }
+}
+
+impl Fleet {
+    pub(crate) fn new(nproc: usize, restarts: u32, stop: Option<i32>) -> Self {
+        Self { nproc, restarts, ended: Vec::new(), told_to_end: None, stop }
+    }
+
+    /// The worker whose end means that the others cannot go on; `None` while all is well.
+    ///
+    /// The first to fail, except that one that only reports a lost peer (69) gives way to the peer: both ends can
+    /// reach the launcher within the same millisecond. Ends after the launcher's own SIGTERM are its doing.
+    pub(crate) fn cause(&self) -> Option<&Ended> {
+        self.ended
+            .iter()
+            .filter(|ended| self.told_to_end.is_none_or(|told| ended.at <= told))
+            .filter(|ended| !matches!(ended.end, End::Code(0 | 75)))
+            .min_by_key(|ended| (ended.end == End::Code(69), ended.at))
+    }
+
+    /// What a worker's end means in the contract. A code outside it (a panic's 101) and a signal are accidents, which
+    /// another try may not meet. Killed by the very signal that was handed on, a worker had not yet installed its
+    /// handlers: nothing of this launch is lost.
+    pub(crate) fn exit(&self, ended: &Ended) -> Exit {
+        match ended.end {
+            End::Code(code) => Exit::from_code(code).unwrap_or(Exit::Unavailable),
+            End::Signal(signal) if self.stop == Some(signal) => Exit::Stopped,
+            End::Signal(_) => Exit::Unavailable,
+        }
+    }
+
+    /// All workers ended with 0 or 75.
+    fn clean_exit(&self) -> Exit {
+        match self.any_stopped() {
+            true => Exit::Stopped,
+            false => Exit::Done,
+        }
+    }
+
+    fn verdict(&self, cause: &Ended, policy: &Policy) -> Action {
+        match self.exit(cause) {
+            // A peer that left with its checkpoint first pulls the rest out of their collective.
+            Exit::Unavailable if self.stop.is_some() && self.any_stopped() => Action::Exit(Exit::Stopped),
+            Exit::Unavailable if self.stop.is_none() && self.restarts < policy.max_restarts => {
+                Action::Restart
+            }
+            exit => Action::Exit(exit),
+        }
+    }
+
+    fn any_stopped(&self) -> bool {
+        self.ended.iter().any(|ended| ended.end == End::Code(75))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Policy = Policy {
+        settle: Duration::from_millis(100),
+        grace: Duration::from_secs(5),
+        short_grace: Duration::from_secs(1),
+        max_restarts: 1,
+    };
+    const SIGTERM: i32 = 15;
+    const SIGKILL: i32 = 9;
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// A fleet of two whose workers ended as `(rank, end, milliseconds)` say.
+    fn pair(ended: &[(usize, End, u64)]) -> Fleet {
+        let ended = ended.iter().map(|&(rank, end, at)| Ended { rank, end, at: ms(at) }).collect();
+        Fleet { ended, ..Fleet::new(2, 0, None) }
+    }
+
+    #[test]
+    fn waits_while_all_is_well_and_exits_when_all_are_done() {
+        assert_eq!(decide(ms(50), &pair(&[]), &POLICY), Action::Wait);
+        let one_done = pair(&[(1, End::Code(0), 10)]);
+        assert_eq!(decide(Duration::from_secs(86_400), &one_done, &POLICY), Action::Wait);
+        let both_done = pair(&[(1, End::Code(0), 10), (0, End::Code(0), 20)]);
+        assert_eq!(decide(ms(21), &both_done, &POLICY), Action::Exit(Exit::Done));
+        let stopped = pair(&[(1, End::Code(75), 10), (0, End::Code(75), 20)]);
+        assert_eq!(decide(ms(21), &stopped, &POLICY), Action::Exit(Exit::Stopped));
+    }
+
+    #[test]
+    fn a_failure_ends_the_rest_after_settling_then_with_grace_then_by_force() {
+        let mut fleet = pair(&[(1, End::Signal(SIGKILL), 1000)]);
+        assert_eq!(decide(ms(1099), &fleet, &POLICY), Action::Wait);
+        assert_eq!(decide(ms(1100), &fleet, &POLICY), Action::Terminate);
+        fleet.told_to_end = Some(ms(1100));
+        assert_eq!(decide(ms(6099), &fleet, &POLICY), Action::Wait);
+        assert_eq!(decide(ms(6100), &fleet, &POLICY), Action::Kill);
+        fleet.ended.push(Ended { rank: 0, end: End::Signal(SIGKILL), at: ms(6101) });
+        assert_eq!(decide(ms(6102), &fleet, &POLICY), Action::Restart);
+        assert_eq!(fleet.cause().unwrap().rank, 1);
+        fleet.restarts = 1;
+        assert_eq!(decide(ms(6102), &fleet, &POLICY), Action::Exit(Exit::Unavailable));
+    }
+
+    #[test]
+    fn codes_that_a_retry_cannot_mend_are_passed_on_without_one() {
+        for (code, exit) in [(73, Exit::Busy), (78, Exit::Config), (93, Exit::GiveUp)] {
+            let fleet = pair(&[(0, End::Code(code), 10), (1, End::Code(69), 11)]);
+            assert_eq!(decide(ms(200), &fleet, &POLICY), Action::Exit(exit));
+        }
+        for code in [1, 2, 69, 101] {
+            let fleet = pair(&[(0, End::Code(code), 10), (1, End::Code(0), 11)]);
+            assert_eq!(decide(ms(200), &fleet, &POLICY), Action::Restart);
+        }
+    }
+
+    #[test]
+    fn a_wrong_config_leaves_the_others_little_time() {
+        let mut fleet = pair(&[(0, End::Code(78), 0)]);
+        fleet.told_to_end = Some(ms(100));
+        assert_eq!(decide(ms(1100), &fleet, &POLICY), Action::Kill);
+    }
+
+    #[test]
+    fn the_lost_peer_is_the_cause_and_not_the_one_that_reports_it() {
+        let fleet = pair(&[(0, End::Code(69), 1000), (1, End::Signal(SIGKILL), 1001)]);
+        assert_eq!(fleet.cause().unwrap().rank, 1);
+        let mut told = pair(&[(0, End::Code(69), 1000), (1, End::Signal(SIGTERM), 1101)]);
+        told.told_to_end = Some(ms(1100));
+        assert_eq!(told.cause().unwrap().rank, 0);
+    }
+
+    #[test]
+    fn a_requested_stop_never_restarts() {
+        let stopped = |ended: &[(usize, End, u64)]| Fleet { stop: Some(SIGTERM), ..pair(ended) };
+        let before_handlers = stopped(&[(0, End::Signal(SIGTERM), 10), (1, End::Signal(SIGTERM), 11)]);
+        assert_eq!(decide(ms(200), &before_handlers, &POLICY), Action::Exit(Exit::Stopped));
+        let left_first = stopped(&[(0, End::Code(75), 10), (1, End::Code(69), 11)]);
+        assert_eq!(decide(ms(200), &left_first, &POLICY), Action::Exit(Exit::Stopped));
+        let killed = stopped(&[(0, End::Signal(SIGKILL), 10), (1, End::Code(69), 11)]);
+        assert_eq!(decide(ms(200), &killed, &POLICY), Action::Exit(Exit::Unavailable));
+        let patient = stopped(&[(0, End::Code(75), 10)]);
+        assert_eq!(decide(Duration::from_secs(600), &patient, &POLICY), Action::Wait);
+    }
+}

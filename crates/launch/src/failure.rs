@@ -1,0 +1,109 @@
+//! `failure.json`: which worker failed first, and how.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::decide::{End, Ended, Fleet};
+use crate::fleet::Processes;
+
+/// Name of the report in the run folder.
+pub const FAILURE: &str = "failure.json";
+
+/// The first failing worker of a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Which worker failed first; the others ended because of it.
+    pub rank: usize,
+    /// How many times the set of ranks had been formed before.
+    pub generation: u32,
+    /// Its exit code, unless a signal killed it.
+    pub exit_code: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// What happened, as a sentence.
+    pub message: String,
+    /// When, since the launcher started.
+    pub seconds_since_start: f64,
+    /// Its log.
+    pub log: PathBuf,
+    /// Its last lines, at most 100; empty for a rank 0 that wrote to a terminal.
+    pub last_lines: Vec<String>,
+    /// How the others ended, in order of time.
+    pub others: Vec<OtherEnd>,
+}
+
+/// The end of a worker that did not fail first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OtherEnd {
+    /// Which worker.
+    pub rank: usize,
+    /// Its exit code, unless a signal killed it.
+    pub exit_code: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// When, since the launcher started.
+    pub seconds_since_start: f64,
+}
+
+impl Failure {
+    pub(crate) fn new(fleet: &Fleet, cause: &Ended, processes: &Processes) -> Self {
+        let log = processes.log(cause.rank);
+        let (exit_code, signal) = split(cause.end);
+        let mut others: Vec<&Ended> = fleet.ended.iter().filter(|ended| ended.rank != cause.rank).collect();
+        others.sort_by_key(|ended| ended.at);
+        Self {
+            rank: cause.rank,
+            generation: fleet.restarts,
+            exit_code,
+            signal,
+            message: sentence(cause),
+            seconds_since_start: cause.at.as_secs_f64(),
+            log: log.path().to_owned(),
+            last_lines: log.last_lines(),
+            others: others.into_iter().map(OtherEnd::from).collect(),
+        }
+    }
+
+    /// Puts the report into the run folder, whole or not at all.
+    pub(crate) fn write(&self, run_dir: &Path) -> io::Result<()> {
+        let temporary = run_dir.join(format!(".{FAILURE}.tmp"));
+        let mut file = File::create(&temporary)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&temporary, run_dir.join(FAILURE))?;
+        File::open(run_dir)?.sync_all()
+    }
+}
+
+impl From<&Ended> for OtherEnd {
+    fn from(ended: &Ended) -> Self {
+        let (exit_code, signal) = split(ended.end);
+        Self { rank: ended.rank, exit_code, signal, seconds_since_start: ended.at.as_secs_f64() }
+    }
+}
+
+fn split(end: End) -> (Option<i32>, Option<i32>) {
+    match end {
+        End::Code(code) => (Some(code), None),
+        End::Signal(signal) => (None, Some(signal)),
+    }
+}
+
+fn sentence(cause: &Ended) -> String {
+    let rank = cause.rank;
+    match cause.end {
+        End::Code(101) => format!("rank {rank} panicked (exit code 101)"),
+        End::Code(code) => format!("rank {rank} exited with code {code}"),
+        End::Signal(9) => format!("rank {rank} was killed by SIGKILL (out of memory, or somebody's kill -9)"),
+        End::Signal(signal) => {
+            let name =
+                Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |s| s.as_str().into());
+            format!("rank {rank} was killed by {name}")
+        }
+    }
+}

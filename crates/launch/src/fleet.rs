@@ -1,0 +1,146 @@
+//! The processes of one generation, and nothing decided about them.
+
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::Child;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+use crate::LaunchError;
+use crate::command::{Generation, worker_command};
+use crate::decide::{End, Ended};
+use crate::launcher::LaunchSpec;
+use crate::worker_log::WorkerLog;
+
+/// How long the output of an ended worker may take to arrive.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// One process group of one worker and whatever it starts.
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    group: Pid,
+    log: WorkerLog,
+    running: bool,
+}
+
+/// The workers of one generation. Dropping it kills those that still run.
+#[derive(Debug)]
+pub(crate) struct Processes {
+    workers: Vec<Worker>,
+    ends: Receiver<(usize, Duration)>,
+}
+
+impl Processes {
+    /// Starts all workers of a generation; `clock` is the launcher's start.
+    ///
+    /// The calling thread must outlive them: the kernel ends a worker when the thread that started it ends.
+    pub(crate) fn start(
+        spec: &LaunchSpec,
+        generation: &Generation<'_>,
+        logs: &Path,
+        clock: Instant,
+    ) -> Result<Self, LaunchError> {
+        let (sender, ends) = mpsc::channel();
+        let mut processes = Self { workers: Vec::with_capacity(spec.nproc), ends };
+        for rank in 0..spec.nproc {
+            let log = WorkerLog::open(logs, rank, generation.number)?;
+            let worker = start_worker(spec, generation, rank, log)
+                .map_err(|source| LaunchError::Spawn { program: spec.worker.clone(), source })?;
+            let group = worker.group;
+            processes.workers.push(worker);
+            watch(rank, group, sender.clone(), clock).map_err(|source| LaunchError::System {
+                action: "start a thread to watch a worker",
+                source,
+            })?;
+        }
+        Ok(processes)
+    }
+
+    /// The next end of a worker within `timeout`.
+    pub(crate) fn next_end(&mut self, timeout: Duration) -> Result<Option<Ended>, LaunchError> {
+        let (rank, at) = match self.ends.recv_timeout(timeout) {
+            Ok(end) => end,
+            Err(RecvTimeoutError::Timeout) => return Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                thread::sleep(timeout);
+                return Ok(None);
+            }
+        };
+        let worker = &mut self.workers[rank];
+        // Not yet collected, the dead worker still owns its number, so the signal reaches only what it left behind.
+        let _ = killpg(worker.group, Signal::SIGKILL);
+        let status = worker
+            .child
+            .wait()
+            .map_err(|source| LaunchError::System { action: "collect a worker that ended", source })?;
+        worker.running = false;
+        worker.log.drain(DRAIN);
+        let end = match (status.code(), status.signal()) {
+            (Some(code), _) => End::Code(code),
+            (None, Some(signal)) => End::Signal(signal),
+            (None, None) => End::Code(status.into_raw()),
+        };
+        Ok(Some(Ended { rank, end, at }))
+    }
+
+    /// Sends `signal` to the process groups of all workers that run.
+    pub(crate) fn signal(&self, signal: Signal) {
+        for worker in self.workers.iter().filter(|worker| worker.running) {
+            let _ = killpg(worker.group, signal);
+        }
+    }
+
+    /// The log of a worker.
+    pub(crate) fn log(&self, rank: usize) -> &WorkerLog {
+        &self.workers[rank].log
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGKILL);
+        for worker in self.workers.iter_mut().filter(|worker| worker.running) {
+            let _ = worker.child.wait();
+        }
+    }
+}
+
+fn start_worker(
+    spec: &LaunchSpec,
+    generation: &Generation<'_>,
+    rank: usize,
+    mut log: WorkerLog,
+) -> io::Result<Worker> {
+    let mut command = worker_command(&spec.worker);
+    command.args(&spec.args).envs(generation.environment(rank));
+    // A group of its own: Ctrl-C reaches the launcher alone, and a signal to the group reaches grandchildren too.
+    command.process_group(0);
+    log.connect(&mut command, rank)?;
+    let mut child = command.spawn()?;
+    let group = Pid::from_raw(child.id().cast_signed());
+    let pumped = log.pump(&mut child);
+    let mut worker = Worker { child, group, log, running: true };
+    if let Err(error) = pumped {
+        let _ = worker.child.kill().and_then(|()| worker.child.wait());
+        return Err(error);
+    }
+    Ok(worker)
+}
+
+/// Tells the time at which a worker ends, to the microsecond and in true order, without collecting it: only the
+/// thread that also sends signals may do that, or a signal could reach a stranger with the same number.
+fn watch(rank: usize, pid: Pid, ends: Sender<(usize, Duration)>, clock: Instant) -> io::Result<()> {
+    thread::Builder::new().name(format!("watch rank {rank}")).spawn(move || {
+        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+        let _ = ends.send((rank, clock.elapsed()));
+    })?;
+    Ok(())
+}

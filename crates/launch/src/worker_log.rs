@@ -1,0 +1,175 @@
+//! What a worker prints: to the terminal, to its log, and its last lines for the report.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::LaunchError;
+
+/// Lines of a failed worker that go into the report.
+const MAX_LINES: usize = 100;
+/// Bytes searched for them, so that one endless line costs no memory.
+const MAX_TAIL_BYTES: u64 = 64 * 1024;
+
+/// The log of one worker of one generation. Earlier launches' lines stay in the file, in front.
+#[derive(Debug)]
+pub(crate) struct WorkerLog {
+    path: PathBuf,
+    file: File,
+    /// Where this generation's lines begin.
+    start: u64,
+    pumps: Vec<JoinHandle<()>>,
+}
+
+impl WorkerLog {
+    /// Opens `logs/rank-N.log` and heads the new lines.
+    pub(crate) fn open(logs: &Path, rank: usize, generation: u32) -> Result<Self, LaunchError> {
+        let path = logs.join(format!("rank-{rank}.log"));
+        let open = || -> io::Result<(File, u64)> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            writeln!(file, "=== rank {rank}, generation {generation}")?;
+            let start = file.metadata()?.len();
+            Ok((file, start))
+        };
+        match open() {
+            Ok((file, start)) => Ok(Self { path, file, start, pumps: Vec::new() }),
+            Err(source) => Err(LaunchError::Write { path, source }),
+        }
+    }
+
+    /// Where the file is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Says where the worker's output goes. Rank 0 keeps the terminal, because progress bars need one; where there is
+    /// none its output is passed on and logged. Other ranks write into their log.
+    pub(crate) fn connect(&self, command: &mut Command, rank: usize) -> io::Result<()> {
+        let log = || self.file.try_clone().map(Stdio::from);
+        let shown = |is_terminal: bool| if is_terminal { Stdio::inherit() } else { Stdio::piped() };
+        match rank {
+            0 => command.stdout(shown(io::stdout().is_terminal())).stderr(shown(io::stderr().is_terminal())),
+            _ => command.stdout(log()?).stderr(log()?),
+        };
+        command.stdin(Stdio::null());
+        Ok(())
+    }
+
+    /// Starts passing on what comes through pipes.
+    pub(crate) fn pump(&mut self, child: &mut Child) -> io::Result<()> {
+        if let Some(stdout) = child.stdout.take() {
+            self.spawn_pump(stdout, io::stdout())?;
+        }
+        if let Some(stderr) = child.stderr.take() {
+            self.spawn_pump(stderr, io::stderr())?;
+        }
+        Ok(())
+    }
+
+    fn spawn_pump(
+        &mut self,
+        from: impl Read + Send + 'static,
+        to: impl Write + Send + 'static,
+    ) -> io::Result<()> {
+        let log = self.file.try_clone()?;
+        let pump =
+            thread::Builder::new().name("rank-0 output".into()).spawn(move || pass_on(from, to, log))?;
+        self.pumps.push(pump);
+        Ok(())
+    }
+
+    /// Waits until the output of an ended worker is passed on; a process it left behind may hold the pipe open, so
+    /// not for ever.
+    pub(crate) fn drain(&mut self, at_most: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < at_most && !self.pumps.iter().all(JoinHandle::is_finished) {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The last lines of this generation; empty where the output went to the terminal alone.
+    pub(crate) fn last_lines(&self) -> Vec<String> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(&self.path)?;
+            let end = file.metadata()?.len();
+            file.seek(SeekFrom::Start(self.start.max(end.saturating_sub(MAX_TAIL_BYTES))))?;
+            let mut bytes = Vec::new();
+            file.take(MAX_TAIL_BYTES).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        last_lines(&String::from_utf8_lossy(&read().unwrap_or_default()))
+    }
+}
+
+fn last_lines(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(MAX_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// Copies until the writer is gone. A closed terminal or a full disk must not block or end the worker, so what cannot
+/// be written is dropped.
+fn pass_on(mut from: impl Read, mut to: impl Write, mut log: File) {
+    let mut buffer = [0u8; 8192];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => {
+                let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
+                let _ = log.write_all(&buffer[..count]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_generations_last_hundred_lines_are_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut old = WorkerLog::open(dir.path(), 1, 0).unwrap();
+        writeln!(old.file, "of the generation before").unwrap();
+        let mut log = WorkerLog::open(dir.path(), 1, 1).unwrap();
+        assert_eq!(log.last_lines(), Vec::<String>::new());
+        for line in 0..250 {
+            writeln!(log.file, "line {line}").unwrap();
+        }
+        let lines = log.last_lines();
+        assert_eq!((lines.len(), lines[0].as_str(), lines[99].as_str()), (100, "line 150", "line 249"));
+    }
+
+    #[test]
+    fn a_flood_is_cut_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = WorkerLog::open(dir.path(), 0, 0).unwrap();
+        log.file.write_all(&vec![b'x'; 1 << 20]).unwrap();
+        log.file.write_all(b"\n\xff\x1b[0mend\n").unwrap();
+        let lines = log.last_lines();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].len() <= 64 * 1024);
+        assert_eq!(lines[1], "\u{fffd}\u{1b}[0mend");
+    }
+
+    #[test]
+    fn output_goes_on_into_the_log_when_the_reader_is_gone() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let log = WorkerLog::open(dir.path(), 0, 0).unwrap();
+        pass_on(&b"one\ntwo\n"[..], Closed, log.file.try_clone().unwrap());
+        assert_eq!(log.last_lines(), ["one", "two"]);
+    }
+}

@@ -1,0 +1,263 @@
+//! Real processes: what workers see, what becomes of them when one of them, or the launcher, ends.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use launch::{Exit, FAILURE, Failure, LaunchError, LaunchSpec, launch};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A launch of `sh -c script` in `dir`.
+fn shell(dir: &Path, nproc: usize, script: &str) -> LaunchSpec {
+    LaunchSpec {
+        worker: "/bin/sh".into(),
+        args: vec!["-c".into(), script.into(), "worker".into(), dir.into()],
+        nproc,
+        run_dir: dir.into(),
+        max_restarts: 0,
+    }
+}
+
+fn run(spec: &LaunchSpec) -> (Exit, Vec<String>) {
+    let lines = RefCell::new(Vec::new());
+    let exit = launch(spec, &|line| lines.borrow_mut().push(line.to_owned())).unwrap();
+    (exit, lines.into_inner())
+}
+
+fn failure(dir: &Path) -> Failure {
+    serde_json::from_slice(&fs::read(dir.join(FAILURE)).unwrap()).unwrap()
+}
+
+fn wait_for<T>(what: &str, at_most: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < at_most, "{what} did not happen in {at_most:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn read_pid(path: &Path) -> Option<i32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// A zombie that nobody collects counts as gone.
+fn is_running(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[test]
+fn workers_see_torchruns_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (exit, lines) = run(&shell(dir.path(), 3, "env > $1/env-$RANK"));
+    assert_eq!((exit, lines), (Exit::Done, vec![]));
+    let mut ports = Vec::new();
+    for rank in 0..3 {
+        let text = fs::read_to_string(dir.path().join(format!("env-{rank}"))).unwrap();
+        let value = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(&format!("{name}=")));
+            line.unwrap_or_else(|| panic!("{name} is not set")).split_once('=').unwrap().1.to_owned()
+        };
+        let rank = rank.to_string();
+        for name in ["RANK", "LOCAL_RANK", "ROLE_RANK"] {
+            assert_eq!(value(name), rank, "{name}");
+        }
+        for name in ["WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"] {
+            assert_eq!(value(name), "3", "{name}");
+        }
+        assert_eq!((value("GROUP_RANK"), value("GROUP_WORLD_SIZE")), ("0".into(), "1".into()));
+        assert_eq!((value("ROLE_NAME"), value("MASTER_ADDR")), ("default".into(), "127.0.0.1".into()));
+        assert_eq!(value("TORCHELASTIC_RESTART_COUNT"), "0");
+        assert_eq!(value("TORCHELASTIC_MAX_RESTARTS"), "0");
+        assert_eq!(value("TORCHELASTIC_RUN_ID"), dir.path().file_name().unwrap().to_str().unwrap());
+        assert!(value("OMP_NUM_THREADS").parse::<usize>().unwrap() >= 1);
+        assert_eq!(value("BLIP2_LAUNCHER_PID"), std::process::id().to_string());
+        ports.push(value("MASTER_PORT").parse::<u16>().unwrap());
+    }
+    assert!(ports[0] > 0 && ports.iter().all(|port| *port == ports[0]), "{ports:?}");
+}
+
+#[test]
+fn output_of_each_rank_is_kept_in_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (exit, _) = run(&shell(dir.path(), 2, "echo out of $RANK; echo err of $RANK >&2"));
+    assert_eq!(exit, Exit::Done);
+    let log = fs::read_to_string(dir.path().join("logs/rank-1.log")).unwrap();
+    assert_eq!(log, "=== rank 1, generation 0\nout of 1\nerr of 1\n");
+}
+
+#[test]
+fn kill_9_of_one_worker_ends_the_others_and_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // They neither heed SIGTERM nor look up, like workers inside a collective.
+    let spec = shell(
+        dir.path(),
+        3,
+        "trap '' TERM; echo up $RANK; echo $$ > $1/pid-$RANK; while :; do sleep 1; done",
+    );
+    let pids =
+        || (0..3).map(|rank| read_pid(&dir.path().join(format!("pid-{rank}")))).collect::<Option<Vec<_>>>();
+    let (exit, lines, pids, took) = thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let pids = wait_for("the start of all workers", Duration::from_secs(20), pids);
+            kill(Pid::from_raw(pids[1]), Signal::SIGKILL).unwrap();
+            (pids, Instant::now())
+        });
+        let (exit, lines) = run(&spec);
+        let (pids, killed) = killer.join().unwrap();
+        (exit, lines, pids, killed.elapsed())
+    });
+    assert_eq!(exit, Exit::Unavailable);
+    assert!(took <= Duration::from_secs(6), "{took:?}");
+    assert!(pids.iter().all(|pid| !is_running(*pid)));
+    let failure = failure(dir.path());
+    assert_eq!((failure.rank, failure.exit_code, failure.signal), (1, None, Some(9)));
+    assert_eq!(failure.last_lines, ["up 1"]);
+    assert!(failure.seconds_since_start > 0.0 && failure.message.contains("SIGKILL"), "{failure:?}");
+    assert_eq!(failure.others.len(), 2);
+    assert!(failure.others.iter().all(|other| other.seconds_since_start > failure.seconds_since_start));
+    assert!(lines[0].starts_with("rank 1 was killed by SIGKILL"), "{lines:?}");
+}
+
+#[test]
+fn the_first_of_many_failures_is_named_again_and_again() {
+    for trial in 0..10usize {
+        let dir = tempfile::tempdir().unwrap();
+        let culprit = trial % 3;
+        // The others report a lost peer as soon as they see that the culprit is gone.
+        let script = format!(
+            "if [ $RANK = {culprit} ]; then touch $1/gone; kill -SEGV $$; fi; \
+             while [ ! -e $1/gone ]; do sleep 0.01; done; exit 69"
+        );
+        assert_eq!(run(&shell(dir.path(), 3, &script)).0, Exit::Unavailable);
+        let failure = failure(dir.path());
+        assert_eq!((failure.rank, failure.signal), (culprit, Some(11)), "trial {trial}");
+    }
+}
+
+#[test]
+fn a_generation_is_formed_again_after_a_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "echo $TORCHELASTIC_RESTART_COUNT >> $1/seen-$RANK; \
+                  [ $RANK$TORCHELASTIC_RESTART_COUNT = 10 ] && exit 3; exit 0";
+    let spec = LaunchSpec { max_restarts: 2, ..shell(dir.path(), 2, script) };
+    let (exit, lines) = run(&spec);
+    assert_eq!(exit, Exit::Done);
+    assert!(lines[0].contains("rank 1 exited with code 3") && lines[0].contains("1 of 2"), "{lines:?}");
+    assert_eq!(fs::read_to_string(dir.path().join("seen-1")).unwrap(), "0\n1\n");
+    assert!(!dir.path().join(FAILURE).exists(), "a finished run has no failure");
+}
+
+#[test]
+fn restarts_are_spent_and_some_codes_never_ask_for_one() {
+    for (code, generations, exit) in [
+        (69, 3, Exit::Unavailable),
+        (101, 3, Exit::Unavailable),
+        (73, 1, Exit::Busy),
+        (75, 1, Exit::Stopped),
+        (78, 1, Exit::Config),
+        (93, 1, Exit::GiveUp),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("echo $RANK >> $1/seen-$RANK; exit {code}");
+        let spec = LaunchSpec { max_restarts: 2, ..shell(dir.path(), 2, &script) };
+        assert_eq!(run(&spec).0, exit, "code {code}");
+        let seen = fs::read_to_string(dir.path().join("seen-0")).unwrap();
+        assert_eq!(seen.lines().count(), generations, "code {code}");
+        // 75 is no failure, and the folder of 73 belongs to another run.
+        let reported = dir.path().join(FAILURE).exists();
+        assert_eq!(reported, !matches!(exit, Exit::Stopped | Exit::Busy), "code {code}");
+    }
+}
+
+#[test]
+fn what_a_worker_leaves_behind_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (exit, _) = run(&shell(dir.path(), 1, "sleep 60 & echo $! > $1/child"));
+    assert_eq!(exit, Exit::Done);
+    let pid = read_pid(&dir.path().join("child")).unwrap();
+    wait_for("the end of the grandchild", Duration::from_secs(2), || (!is_running(pid)).then_some(()));
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = LaunchSpec { worker: "/nowhere/blip2-worker".into(), ..shell(dir.path(), 2, "") };
+    let error = launch(&spec, &|_| {}).unwrap_err();
+    assert!(matches!(error, LaunchError::Spawn { .. }));
+    assert!(error.to_string().contains("/nowhere/blip2-worker"), "{error}");
+}
+
+/// A launcher in a process of its own.
+fn start_probe(dir: &Path) -> Child {
+    // Test programs lie in target/PROFILE/deps/, examples in target/PROFILE/examples/.
+    let test = std::env::current_exe().unwrap();
+    let probe: PathBuf = test.ancestors().nth(2).unwrap().join("examples/probe");
+    assert!(probe.exists(), "{} is missing; run `cargo build -p launch --examples`", probe.display());
+    let mut command = Command::new(probe);
+    command.arg("launch").arg(dir).arg("2").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn probe_pids(dir: &Path) -> Vec<i32> {
+    wait_for("the start of both workers", Duration::from_secs(20), || {
+        (0..2).map(|rank| read_pid(&dir.join(format!("pid-{rank}")))).collect()
+    })
+}
+
+#[test]
+fn a_stop_signal_is_handed_on_and_75_passed_through() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+        let dir = tempfile::tempdir().unwrap();
+        let probe = start_probe(dir.path());
+        probe_pids(dir.path());
+        let start = Instant::now();
+        kill(Pid::from_raw(probe.id().cast_signed()), signal).unwrap();
+        let output = probe.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(75), "{signal}: {stderr}");
+        assert!(start.elapsed() < Duration::from_secs(3), "{signal}: {:?}", start.elapsed());
+        assert!(stderr.contains(signal.as_str()), "{stderr}");
+        assert!(!dir.path().join(FAILURE).exists());
+    }
+}
+
+#[test]
+fn workers_do_not_outlive_a_killed_launcher() {
+    for _ in 0..5 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut probe = start_probe(dir.path());
+        let pids = probe_pids(dir.path());
+        assert!(pids.iter().all(|pid| is_running(*pid)));
+        probe.kill().unwrap();
+        probe.wait().unwrap();
+        for pid in pids {
+            wait_for("the end of a worker", Duration::from_secs(2), || (!is_running(pid)).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn a_second_interrupt_ends_launcher_and_workers_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut probe = start_probe(dir.path());
+    let launcher = Pid::from_raw(probe.id().cast_signed());
+    let pids = probe_pids(dir.path());
+    // A stopped worker cannot heed the first one.
+    kill(Pid::from_raw(pids[1]), Signal::SIGSTOP).unwrap();
+    kill(launcher, Signal::SIGINT).unwrap();
+    wait_for("the end of the worker that can", Duration::from_secs(3), || {
+        (!is_running(pids[0])).then_some(())
+    });
+    assert!(probe.try_wait().unwrap().is_none(), "the launcher waits for the other worker");
+    kill(launcher, Signal::SIGINT).unwrap();
+    wait_for("the end of the launcher", Duration::from_secs(1), || probe.try_wait().unwrap());
+    wait_for("the end of the worker", Duration::from_secs(2), || (!is_running(pids[1])).then_some(()));
+}
