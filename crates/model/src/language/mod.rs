@@ -1,0 +1,118 @@
+//! The frozen language model: embeddings in, hidden states and logits out. Gradients reach the embeddings, and no weight.
+
+mod cache;
+mod config;
+mod generate;
+mod llama;
+mod opt;
+
+use tch::{Device, Kind, Tensor};
+
+pub use cache::KvCache;
+pub use config::{ConfigError, LanguageConfig, LlamaConfig, OptConfig};
+pub use generate::greedy;
+pub use llama::Llama;
+pub use opt::Opt;
+
+use crate::weights::{Scope, Weights};
+
+/// A frozen decoder-only language model with its weights.
+#[derive(Debug)]
+pub enum LanguageModel {
+    /// OPT.
+    Opt(Opt),
+    /// Llama and what is built like it.
+    Llama(Llama),
+}
+
+impl LanguageModel {
+    /// Takes the model's tensors out of `weights`, under Hugging Face's names, alone or inside a BLIP-2
+    /// (`language_model.`; LAVIS: `opt_model.`, `llm_model.`). Matrix products will run in `kind`; norms, softmax and
+    /// the residual stream are single precision. What is missing is told by [`Weights::finish`].
+    #[must_use]
+    pub fn new(config: &LanguageConfig, weights: &mut Weights, kind: Kind, device: Device) -> Self {
+        let _frozen = tch::no_grad_guard();
+        match config {
+            LanguageConfig::Opt(config) => Self::Opt(Opt::new(config, weights, kind, device)),
+            LanguageConfig::Llama(config) => Self::Llama(Llama::new(config, weights, kind, device)),
+        }
+    }
+
+    /// H, the width of the embeddings read and of the hidden states returned.
+    #[must_use]
+    pub fn hidden_size(&self) -> i64 {
+        self.vocabulary().table.size()[1]
+    }
+
+    /// Number of token ids.
+    #[must_use]
+    pub fn vocab_size(&self) -> i64 {
+        self.vocabulary().table.size()[0]
+    }
+
+    /// Embeddings of token ids: `[B, T]` to `[B, T, H]`, single precision.
+    #[must_use]
+    pub fn embed(&self, ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.vocabulary().table, ids, -1, false, false).to_kind(Kind::Float)
+    }
+
+    /// `embeds` `[B, T, H]` and their `mask` `[B, T]` (1 = token, 0 = padding, on either side) to hidden states
+    /// `[B, T, H]` behind the last norm, single precision. Rows of padding hold nothing of use.
+    ///
+    /// With a `cache` the embeddings continue what it remembers, and are remembered; `mask` is of the new ones only.
+    #[must_use]
+    pub fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
+        match self {
+            Self::Opt(opt) => opt.forward(embeds, mask, cache),
+            Self::Llama(llama) => llama.forward(embeds, mask, cache),
+        }
+    }
+
+    /// Scores of every token id, `[.., H]` to `[.., vocabulary]`, single precision. The head is a large part of the
+    /// model: give it only the rows that are needed.
+    #[must_use]
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        let vocabulary = self.vocabulary();
+        let head = vocabulary.head.as_ref().unwrap_or(&vocabulary.table);
+        hidden.to_kind(head.kind()).linear(head, None::<&Tensor>).to_kind(Kind::Float)
+    }
+
+    fn vocabulary(&self) -> &Vocabulary {
+        match self {
+            Self::Opt(opt) => &opt.vocabulary,
+            Self::Llama(llama) => &llama.vocabulary,
+        }
+    }
+}
+
+/// Embeddings on the way in, scores on the way out.
+#[derive(Debug)]
+struct Vocabulary {
+    /// `[vocabulary, H]`.
+    table: Tensor,
+    /// `[vocabulary, H]`; the table itself where the two are tied.
+    head: Option<Tensor>,
+}
+
+impl Vocabulary {
+    /// `head` is the name of an untied head in `scope`; a tied one's copy, which many files have, is left alone.
+    fn new(table: Tensor, head: Option<&str>, scope: &mut Scope<'_>) -> Self {
+        let shape = table.size();
+        let head = head.map(|name| scope.take(name, &shape));
+        if head.is_none() {
+            scope.ignore("lm_head.weight");
+        }
+        Self { table, head }
+    }
+
+    fn kind(&self) -> Kind {
+        self.table.kind()
+    }
+}
+
+/// The first `root` and `body` under which the file has token embeddings (the last ones, if none).
+fn root_of(weights: &Weights, roots: &[&'static str], bodies: &[&'static str]) -> (&'static str, &'static str) {
+    let candidates = roots.iter().flat_map(|root| bodies.iter().map(move |body| (*root, *body)));
+    let here = |(root, body): &(&str, &str)| weights.has(&format!("{root}{body}embed_tokens.weight"));
+    candidates.clone().find(here).or_else(|| candidates.last()).expect("at least one of each is given")
+}

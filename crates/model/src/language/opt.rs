@@ -1,0 +1,129 @@
+//! OPT (Zhang et al. 2022), frozen: learned positions, ReLU, norms before or after (OPT-350m) the branches.
+
+use tch::{Device, Kind, Tensor};
+
+use super::cache::{KvCache, Reading};
+use super::config::OptConfig;
+use super::{Vocabulary, root_of};
+use crate::layers::{
+    LayerNorm, Linear, attention, dims, fused_linear, layer_norm, linear, linear_without_bias,
+};
+use crate::weights::{Scope, Weights};
+
+/// Row of the first position in `embed_positions`.
+const POSITION_OFFSET: i64 = 2;
+const EPS: f64 = 1e-5;
+
+/// A frozen OPT.
+#[derive(Debug)]
+pub struct Opt {
+    pub(super) vocabulary: Vocabulary,
+    /// `[positions + 2, H]`.
+    positions: Tensor,
+    project_in: Option<Linear>,
+    project_out: Option<Linear>,
+    layers: Vec<Layer>,
+    final_norm: Option<LayerNorm>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    norm_before: bool,
+    heads: i64,
+    attention_norm: LayerNorm,
+    qkv: Linear,
+    out: Linear,
+    feed_forward_norm: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Opt {
+    pub(super) fn new(config: &OptConfig, weights: &mut Weights, kind: Kind, device: Device) -> Self {
+        let (width, embedding) = (config.hidden_size, config.embedding_size());
+        let bodies = ["model.decoder.", "decoder."];
+        let (root, body) = root_of(weights, &["language_model.", "opt_model.", ""], &bodies);
+        let head = (!config.tie_word_embeddings).then_some("lm_head.weight");
+        let mut scope = weights.scope(format!("{root}{body}"), kind, device);
+        let table = scope.take("embed_tokens.weight", &[config.vocab_size, embedding]);
+        let rows = config.max_position_embeddings + POSITION_OFFSET;
+        let positions = scope.take_f32("embed_positions.weight", &[rows, width]);
+        let projected = embedding != width;
+        let project_in =
+            projected.then(|| linear_without_bias(&mut scope, "project_in", [embedding, width]));
+        let project_out =
+            projected.then(|| linear_without_bias(&mut scope, "project_out", [width, embedding]));
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Layer::load(config, &mut scope.at(format_args!("layers.{i}"))))
+            .collect();
+        let final_norm =
+            config.do_layer_norm_before.then(|| layer_norm(&mut scope, "final_layer_norm", width, EPS));
+        let vocabulary = Vocabulary::new(table, head, &mut weights.scope(root, kind, device));
+        Self { vocabulary, positions, project_in, project_out, layers, final_norm }
+    }
+
+    pub(super) fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
+        let mut reading = Reading::begin(mask, cache, self.vocabulary.kind());
+        let positions = Tensor::embedding(
+            &self.positions,
+            &(&reading.positions + POSITION_OFFSET),
+            -1,
+            false,
+            false,
+        );
+        let mut x = match &self.project_in {
+            Some(project) => project.forward(embeds) + positions,
+            None => embeds + positions,
+        };
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(i, &x, &mut reading);
+        }
+        if let Some(norm) = &self.final_norm {
+            x = norm.forward(&x);
+        }
+        self.project_out.as_ref().map_or(x.shallow_clone(), |project| project.forward(&x).to_kind(Kind::Float))
+    }
+}
+
+impl Layer {
+    fn load(config: &OptConfig, scope: &mut Scope<'_>) -> Self {
+        let (width, hidden) = (config.hidden_size, config.ffn_dim);
+        let mut attention = scope.at("self_attn");
+        let qkv = fused_linear(&mut attention, &["q_proj", "k_proj", "v_proj"], [width, width]);
+        let out = linear(&mut attention, "out_proj", [width, width]);
+        Self {
+            norm_before: config.do_layer_norm_before,
+            heads: config.num_attention_heads,
+            attention_norm: layer_norm(scope, "self_attn_layer_norm", width, EPS),
+            qkv,
+            out,
+            feed_forward_norm: layer_norm(scope, "final_layer_norm", width, EPS),
+            fc1: linear(scope, "fc1", [width, hidden]),
+            fc2: linear(scope, "fc2", [hidden, width]),
+        }
+    }
+
+    /// `[B, T, H]` to the same.
+    fn forward(&self, index: usize, x: &Tensor, reading: &mut Reading<'_>) -> Tensor {
+        if self.norm_before {
+            let x = x + self.attend(index, &self.attention_norm.forward(x), reading);
+            &x + self.feed_forward(&self.feed_forward_norm.forward(&x))
+        } else {
+            let x = self.attention_norm.forward(&(x + self.attend(index, x, reading)));
+            self.feed_forward_norm.forward(&(&x + self.feed_forward(&x)))
+        }
+    }
+
+    fn attend(&self, index: usize, x: &Tensor, reading: &mut Reading<'_>) -> Tensor {
+        let [batch, tokens, width] = dims(x);
+        let qkv = self.qkv.forward(x).view([batch, tokens, 3, self.heads, width / self.heads]);
+        let qkv = qkv.permute([2, 0, 3, 1, 4]); // [3, B, heads, T, K]
+        let (keys, values) = reading.remember(index, qkv.get(1), qkv.get(2));
+        let context = attention(&qkv.get(0), &keys, &values, Some(&reading.scores_mask)); // [B, heads, T, K]
+        self.out.forward(&context.transpose(1, 2).reshape([batch, tokens, width]))
+    }
+
+    fn feed_forward(&self, x: &Tensor) -> Tensor {
+        self.fc2.forward(&self.fc1.forward(x).relu())
+    }
+}

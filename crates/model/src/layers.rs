@@ -1,0 +1,99 @@
+//! What the frozen models share. Their residual stream is single precision; matrix products run in the weights' kind.
+
+use tch::{Kind, Tensor};
+
+use crate::weights::Scope;
+
+/// The sizes of `x`, which must have exactly as many dimensions as the caller names.
+pub(crate) fn dims<const N: usize>(x: &Tensor) -> [i64; N] {
+    x.size().try_into().unwrap_or_else(|size| panic!("expected {N} dimensions, got {size:?}"))
+}
+
+/// `x W' + b`, frozen.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `[out, in]`.
+    weight: Tensor,
+    /// `[out]`.
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Both parts are single precision (they may have been fused or folded) and become `kind` here.
+    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, kind: Kind) -> Self {
+        // A matrix product reads rows: what was cut or transposed is laid out anew, once.
+        let lay_out = |tensor: &Tensor| tensor.to_kind(kind).contiguous();
+        Self { weight: lay_out(weight), bias: bias.map(lay_out) }
+    }
+
+    /// `x` of any kind, `[.., in]`, to `[.., out]` of the weights' kind.
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        x.to_kind(self.weight.kind()).linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// `{name}.weight` `[out, in]` and `{name}.bias` `[out]`.
+pub(crate) fn linear(scope: &mut Scope<'_>, name: &str, [inputs, outputs]: [i64; 2]) -> Linear {
+    let (weight, bias) = linear_f32(scope, name, [inputs, outputs]);
+    Linear::new(&weight, Some(&bias), scope.kind())
+}
+
+/// `{name}.weight` `[out, in]`, and no bias.
+pub(crate) fn linear_without_bias(
+    scope: &mut Scope<'_>,
+    name: &str,
+    [inputs, outputs]: [i64; 2],
+) -> Linear {
+    let weight = scope.at(name).take_f32("weight", &[outputs, inputs]);
+    Linear::new(&weight, None, scope.kind())
+}
+
+/// As [`linear`], still single precision, for what is fused.
+pub(crate) fn linear_f32(
+    scope: &mut Scope<'_>,
+    name: &str,
+    [inputs, outputs]: [i64; 2],
+) -> (Tensor, Tensor) {
+    let mut scope = scope.at(name);
+    (scope.take_f32("weight", &[outputs, inputs]), scope.take_f32("bias", &[outputs]))
+}
+
+/// Several layers that read the same input, as one: `[in]` to all outputs one after another.
+pub(crate) fn fused_linear(
+    scope: &mut Scope<'_>,
+    names: &[&str],
+    [inputs, outputs]: [i64; 2],
+) -> Linear {
+    let parts: Vec<(Tensor, Tensor)> =
+        names.iter().map(|name| linear_f32(scope, name, [inputs, outputs])).collect();
+    let (weights, biases): (Vec<Tensor>, Vec<Tensor>) = parts.into_iter().unzip();
+    Linear::new(&Tensor::cat(&weights, 0), Some(&Tensor::cat(&biases, 0)), scope.kind())
+}
+
+/// Ba et al. 2016, frozen, in single precision.
+#[derive(Debug)]
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// `[.., D]` single precision to the same.
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
+/// `{name}.weight` and `{name}.bias`, `[width]`.
+pub(crate) fn layer_norm(scope: &mut Scope<'_>, name: &str, width: i64, eps: f64) -> LayerNorm {
+    let mut scope = scope.at(name);
+    LayerNorm { weight: scope.take_f32("weight", &[width]), bias: scope.take_f32("bias", &[width]), eps }
+}
+
+/// Softmax attention, scores divided by the root of the head size.
+///
+/// `[B, H, T, K]` with `[B, H, S, K]` gives `[B, H, T, K]`; `mask` is added to the scores, `[B, 1, T, S]`.
+pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    Tensor::scaled_dot_product_attention(query, key, value, mask, 0.0, false, None, false)
+}

@@ -1,0 +1,169 @@
+//! Multi-head attention of the Q-Former, in BERT's parts and names (post-norm; spec 2.1).
+
+use tch::nn::{self, Module, Path};
+use tch::{Kind, Tensor};
+
+use super::QformerConfig;
+use super::tokens::Layout;
+
+/// Standard deviation of fresh weights (BERT's `initializer_range`).
+const INIT_STDEV: f64 = 0.02;
+
+/// A linear layer with weights N(0, 0.02) and a zero bias.
+pub(super) fn linear(p: Path, from: i64, to: i64) -> nn::Linear {
+    let config = nn::LinearConfig {
+        ws_init: nn::Init::Randn { mean: 0.0, stdev: INIT_STDEV },
+        bs_init: Some(nn::Init::Const(0.0)),
+        bias: true,
+    };
+    nn::linear(p, from, to, config)
+}
+
+/// LayerNorm over the last dimension.
+pub(crate) fn layer_norm(p: Path, width: i64, eps: f64) -> nn::LayerNorm {
+    nn::layer_norm(p, vec![width], nn::LayerNormConfig { eps, ..nn::LayerNormConfig::default() })
+}
+
+/// `[B, S, D]` > `[B, H, S, K]`.
+fn split_heads(x: &Tensor, heads: i64) -> Tensor {
+    let size = x.size();
+    x.view([size[0], size[1], heads, size[2] / heads]).transpose(1, 2)
+}
+
+/// `[B, H, S, K]` > `[B, S, D]`.
+fn join_heads(x: &Tensor) -> Tensor {
+    let size = x.size();
+    x.transpose(1, 2).reshape([size[0], size[2], size[1] * size[3]])
+}
+
+/// Keys and values with heads split, `[B, H, S, K]` each.
+#[derive(Debug)]
+pub(super) struct KeysValues {
+    pub keys: Tensor,
+    pub values: Tensor,
+}
+
+impl KeysValues {
+    /// Rows of the batch, in the order of `rows`.
+    pub fn select(&self, rows: &Tensor) -> Self {
+        Self { keys: self.keys.index_select(0, rows), values: self.values.index_select(0, rows) }
+    }
+
+    /// `other`'s rows below these.
+    pub fn stack(&self, other: &Self) -> Self {
+        Self {
+            keys: Tensor::cat(&[&self.keys, &other.keys], 0),
+            values: Tensor::cat(&[&self.values, &other.values], 0),
+        }
+    }
+
+    /// These positions in front of `later`'s.
+    fn followed_by(&self, later: &Self) -> Self {
+        Self {
+            keys: Tensor::cat(&[&self.keys, &later.keys], 2),
+            values: Tensor::cat(&[&self.values, &later.values], 2),
+        }
+    }
+}
+
+/// Query, key and value projections; field = checkpoint key.
+#[derive(Debug)]
+struct Projections {
+    query: nn::Linear,
+    key: nn::Linear,
+    value: nn::Linear,
+}
+
+/// Output projection, dropout, residual, LayerNorm.
+#[derive(Debug)]
+pub(super) struct Output {
+    dense: nn::Linear,
+    layer_norm: nn::LayerNorm,
+    dropout: f64,
+}
+
+impl Output {
+    pub fn new(p: &Path, from: i64, c: &QformerConfig) -> Self {
+        Self {
+            dense: linear(p / "dense", from, c.hidden_size),
+            layer_norm: layer_norm(p / "LayerNorm", c.hidden_size, c.layer_norm_eps),
+            dropout: c.dropout,
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor, residual: &Tensor, train: bool) -> Tensor {
+        let projected = self.dense.forward(x).dropout(self.dropout, train);
+        self.layer_norm.forward(&(projected + residual))
+    }
+}
+
+/// Attention among the tokens of a pass, or of queries to an image.
+#[derive(Debug)]
+pub(super) struct Attention {
+    projections: Projections,
+    output: Output,
+    heads: i64,
+    dropout: f64,
+}
+
+impl Attention {
+    /// `keys_from`: width of what is attended to (the image encoder's in cross-attention).
+    pub fn new(p: &Path, keys_from: i64, c: &QformerConfig) -> Self {
+        let inner = p / "attention";
+        Self {
+            projections: Projections {
+                query: linear(&inner / "query", c.hidden_size, c.hidden_size),
+                key: linear(&inner / "key", keys_from, c.hidden_size),
+                value: linear(&inner / "value", keys_from, c.hidden_size),
+            },
+            output: Output::new(&(p / "output"), c.hidden_size, c),
+            heads: c.num_attention_heads,
+            dropout: c.dropout,
+        }
+    }
+
+    /// Keys and values of an image, `[B, P, V]`.
+    pub fn image_keys_values(&self, image: &Tensor) -> KeysValues {
+        KeysValues {
+            keys: split_heads(&self.projections.key.forward(image), self.heads),
+            values: split_heads(&self.projections.value.forward(image), self.heads),
+        }
+    }
+
+    /// Queries (`[B * Q, D]`) look at their image; `image` has one row for each row of the batch.
+    pub fn cross(&self, x: &Tensor, image: &KeysValues, layout: &Layout, train: bool) -> Tensor {
+        let query = self.projections.query.forward(x).view([layout.batch, layout.queries, -1]);
+        let context = self.attend(&split_heads(&query, self.heads), image, None, train);
+        self.output.forward(&join_heads(&context).flatten(0, 1), x, train)
+    }
+
+    /// Packed rows `x` (`[M, D]`) look at each other and at `past`; gives the new rows and their keys and values.
+    pub fn among(
+        &self,
+        x: &Tensor,
+        layout: &Layout,
+        mask: Option<&Tensor>,
+        past: Option<&KeysValues>,
+        train: bool,
+    ) -> (Tensor, KeysValues) {
+        let heads = |projection: &nn::Linear| split_heads(&layout.spread(&projection.forward(x)), self.heads);
+        let query = heads(&self.projections.query);
+        let own = KeysValues { keys: heads(&self.projections.key), values: heads(&self.projections.value) };
+        let context = match past {
+            Some(past) => self.attend(&query, &past.followed_by(&own), mask, train),
+            None => self.attend(&query, &own, mask, train),
+        };
+        (self.output.forward(&layout.collect(&join_heads(&context)), x, train), own)
+    }
+
+    /// softmax(q kᵀ / sqrt(K) + mask) v, the softmax in fp32; `mask` is additive and broadcasts to `[B, H, S, S']`.
+    fn attend(&self, query: &Tensor, of: &KeysValues, mask: Option<&Tensor>, train: bool) -> Tensor {
+        let scale = (query.size()[3] as f64).sqrt();
+        let scores = query.matmul(&of.keys.transpose(2, 3)).to_kind(Kind::Float) / scale;
+        let scores = match mask {
+            Some(mask) => scores + mask,
+            None => scores,
+        };
+        scores.softmax(-1, Kind::Float).dropout(self.dropout, train).matmul(&of.values)
+    }
+}

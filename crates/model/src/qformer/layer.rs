@@ -1,0 +1,86 @@
+//! One layer: self-attention over all rows, cross-attention and a feed-forward of its own for queries, another
+//! feed-forward for text (paper fig. 2; spec 2.1).
+
+use tch::Tensor;
+use tch::nn::{self, Module, Path};
+
+use super::QformerConfig;
+use super::attention::{Attention, KeysValues, Output, linear};
+use super::tokens::Layout;
+
+/// Two linear layers with an exact GELU between them, residual and LayerNorm behind.
+#[derive(Debug)]
+struct FeedForward {
+    intermediate: nn::Linear,
+    output: Output,
+}
+
+impl FeedForward {
+    /// `suffix` is empty for text, `_query` for queries.
+    fn new(p: &Path, suffix: &str, c: &QformerConfig) -> Self {
+        let intermediate = p / format!("intermediate{suffix}") / "dense";
+        Self {
+            intermediate: linear(intermediate, c.hidden_size, c.intermediate_size),
+            output: Output::new(&(p / format!("output{suffix}")), c.intermediate_size, c),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.output.forward(&self.intermediate.forward(x).gelu("none"), x, train)
+    }
+}
+
+/// Field = checkpoint key.
+#[derive(Debug)]
+pub(super) struct Layer {
+    attention: Attention,
+    crossattention: Option<Attention>,
+    query_feed_forward: FeedForward,
+    /// Not there in stage 2, which has no text branch.
+    text_feed_forward: Option<FeedForward>,
+}
+
+impl Layer {
+    /// Layer `index`; cross-attention stands in every `cross_attention_freq`-th, from layer 0.
+    pub fn new(p: &Path, index: i64, c: &QformerConfig) -> Self {
+        let crosses = index % c.cross_attention_freq == 0;
+        Self {
+            attention: Attention::new(&(p / "attention"), c.hidden_size, c),
+            crossattention: crosses.then(|| Attention::new(&(p / "crossattention"), c.encoder_hidden_size, c)),
+            query_feed_forward: FeedForward::new(p, "_query", c),
+            text_feed_forward: c.text.as_ref().map(|_| FeedForward::new(p, "", c)),
+        }
+    }
+
+    /// Keys and values of an image, where this layer looks at images.
+    pub fn image_keys_values(&self, image: &Tensor) -> Option<KeysValues> {
+        self.crossattention.as_ref().map(|cross| cross.image_keys_values(image))
+    }
+
+    /// `x` is packed, `[M, D]`; gives the new rows and the self-attention's keys and values.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        layout: &Layout,
+        mask: Option<&Tensor>,
+        image: Option<&KeysValues>,
+        past: Option<&KeysValues>,
+        train: bool,
+    ) -> (Tensor, KeysValues) {
+        let (attended, own) = self.attention.among(x, layout, mask, past, train);
+        let (queries, text) = layout.split(&attended);
+        let mut parts = Vec::with_capacity(2);
+        if layout.queries > 0 {
+            let seen = match (&self.crossattention, image) {
+                (Some(cross), Some(image)) => cross.cross(&queries, image, layout, train),
+                _ => queries,
+            };
+            parts.push(self.query_feed_forward.forward(&seen, train));
+        }
+        if let Some(feed_forward) = self.text_feed_forward.as_ref().filter(|_| text.size()[0] > 0) {
+            parts.push(feed_forward.forward(&text, train));
+        }
+        let rows = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0) };
+        (rows, own)
+    }
+}

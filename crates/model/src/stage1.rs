@@ -1,0 +1,424 @@
+//! Stage 1: representation learning from a frozen image encoder (paper section 3.2; spec 3).
+//!
+//! Three losses over one set of weights: image-text contrastive (ITC), image-text matching with hard negatives (ITM),
+//! image-grounded text generation (ITG); their sum is minimised.
+
+use collectives::{CommError, ProcessGroup};
+use tch::nn::{self, Module, Path};
+use tch::{Kind, Reduction, Tensor, no_grad};
+
+use crate::exchange::{fetch_images, gather_texts};
+use crate::inputs::{Negatives, Stage1Inputs, TextInput, count};
+use crate::qformer::{ImageContext, Packing, Qformer, QformerConfig, QueryCache, layer_norm};
+
+/// Of ITC and ITG (spec 3.1, 3.3).
+const LABEL_SMOOTHING: f64 = 0.1;
+/// A label that is not scored.
+const NO_LABEL: i64 = -100;
+/// Similarity of a pair that must not be drawn as its own negative.
+const NEVER: f64 = -10000.0;
+/// LayerNorm of the image features (LAVIS's `ln_vision`; Hugging Face has 1e-6).
+pub(crate) const IMAGE_LAYER_NORM_EPS: f64 = 1e-5;
+
+/// How similarities become chances of being drawn as a hard negative (spec 0.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NegativeWeighting {
+    /// softmax over the others (LAVIS since July 2023).
+    #[default]
+    MaskedSoftmax,
+    /// softmax over all + 1e-4, then the own pair set to 0 (LAVIS 1.0.2).
+    SoftmaxPlusEps,
+}
+
+/// Over what ITG is a mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ItgWeighting {
+    /// All ranks' tokens: N ranks equal one rank with N times the batch.
+    #[default]
+    GlobalTokens,
+    /// Each rank's own tokens, as LAVIS under DDP.
+    RankTokens,
+}
+
+/// What stage 1 is made of.
+#[derive(Clone, Debug)]
+pub struct Stage1Config {
+    /// The bridge; its text branch is needed.
+    pub qformer: QformerConfig,
+    /// Width E of the contrastive space (paper: 256).
+    pub projection_size: i64,
+    /// Chances of hard negatives.
+    pub negative_weighting: NegativeWeighting,
+    /// Mean of ITG.
+    pub itg_weighting: ItgWeighting,
+}
+
+/// The losses of one micro-batch, scalars; only `total` carries the graph that matters.
+#[derive(Debug)]
+pub struct Stage1Losses {
+    /// ITC + ITM + ITG.
+    pub total: Tensor,
+    /// Image-text contrastive, nats.
+    pub itc: Tensor,
+    /// Image-text matching, nats.
+    pub itm: Tensor,
+    /// Image-grounded text generation, nats a token.
+    pub itg: Tensor,
+    /// Share of the 3B pairs that ITM gets right.
+    pub itm_accuracy: Tensor,
+    /// Share of images whose own text is the most similar of the contrast batch.
+    pub i2t_recall: Tensor,
+    /// ITC's temperature.
+    pub temperature: Tensor,
+}
+
+/// What the losses were computed from, for comparison with reference cases.
+#[derive(Debug)]
+pub struct Stage1Trace {
+    /// Image features behind their LayerNorm, `[B, P, V]`.
+    pub image_embeds: Tensor,
+    /// Query states of the image pass, `[B, Q, D]`.
+    pub query_output: Tensor,
+    /// States of the text pass, `[B, T, D]`; padding is not specified.
+    pub text_output: Tensor,
+    /// Normalised projections, `[B, Q, E]`.
+    pub image_feats: Tensor,
+    /// Normalised projections, `[B, E]`.
+    pub text_feats: Tensor,
+    /// Similarities over temperature, `[B, W * B]`.
+    pub sim_i2t: Tensor,
+    /// Similarities over temperature, `[B, W * B]`.
+    pub sim_t2i: Tensor,
+    /// Query states of the matching pass, `[3B, Q, D]`.
+    pub itm_query_output: Tensor,
+    /// Text states of the matching pass, `[3B, T', D]`; padding is not specified.
+    pub itm_text_output: Tensor,
+    /// `[3B, 2]`.
+    pub itm_logits: Tensor,
+    /// States that predict a token, `[N, D]`, caption by caption.
+    pub lm_states: Tensor,
+    /// Scores of the next token, `[N, vocab]`.
+    pub lm_logits: Tensor,
+}
+
+/// Images ready to be compared with texts.
+#[derive(Debug)]
+pub struct EncodedImages {
+    /// Normalised projections of the queries, `[B, Q, E]`.
+    pub projections: Tensor,
+    context: ImageContext,
+}
+
+struct Itc {
+    loss: Tensor,
+    recall: Tensor,
+    sim_i2t: Tensor,
+    sim_t2i: Tensor,
+}
+
+/// Q-Former, heads and the LayerNorm of the image features: all that is trained.
+#[derive(Debug)]
+pub struct Stage1 {
+    image_norm: nn::LayerNorm,
+    qformer: Qformer,
+    vision_projection: nn::Linear,
+    text_projection: nn::Linear,
+    itm_head: nn::Linear,
+    temperature: Tensor,
+    config: Stage1Config,
+}
+
+impl Stage1 {
+    /// Fresh weights under Hugging Face's names (`Blip2ForImageTextRetrieval`), plus `temperature` and `cls.*`.
+    #[must_use]
+    pub fn new(p: &Path, config: &Stage1Config) -> Self {
+        let (d, v) = (config.qformer.hidden_size, config.qformer.encoder_hidden_size);
+        let head = |name: &str, to: i64| nn::linear(p / name, d, to, nn::LinearConfig::default());
+        Self {
+            image_norm: layer_norm(p / "vision_model" / "post_layernorm", v, IMAGE_LAYER_NORM_EPS),
+            qformer: Qformer::new(p, &config.qformer),
+            vision_projection: head("vision_projection", config.projection_size),
+            text_projection: head("text_projection", config.projection_size),
+            itm_head: head("itm_head", 2),
+            temperature: p.var("temperature", &[], nn::Init::Const(0.07)),
+            config: config.clone(),
+        }
+    }
+
+    /// The three losses of one micro-batch. Other ranks are reached through `group` only.
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone.
+    pub fn losses(
+        &self,
+        inputs: &Stage1Inputs,
+        group: &dyn ProcessGroup,
+        train: bool,
+    ) -> Result<Stage1Losses, CommError> {
+        Ok(self.forward(inputs, group, train)?.0)
+    }
+
+    /// [`Stage1::losses`], with what they were computed from.
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone.
+    pub fn forward(
+        &self,
+        inputs: &Stage1Inputs,
+        group: &dyn ProcessGroup,
+        train: bool,
+    ) -> Result<(Stage1Losses, Stage1Trace), CommError> {
+        let image_embeds = self.image_norm.forward(&inputs.image);
+        let images = self.qformer.image_context(&image_embeds);
+        let (query_output, cache) = self.qformer.encode_queries(&images, train);
+        let packing = Packing::new(&inputs.text.mask);
+        let text_states = self.qformer.encode_text(&inputs.text, &packing, train);
+
+        let device = group.device();
+        let image_feats = normalise(&self.vision_projection.forward(&query_output));
+        let class_states = text_states.index_select(0, &packing.first_tokens());
+        let text_feats = normalise(&self.text_projection.forward(&class_states));
+        // Similarities are divided by a small temperature: bf16's three digits are too few for them.
+        let itc = torch_bridge::autocast(device, None, || self.itc(&image_feats, &text_feats, group))?;
+
+        let (neg_images, neg_texts) = self.negatives(&inputs.negatives, &itc, group);
+        let texts = gather_texts(&inputs.text, group)?;
+        let itm = self.itm(inputs, &images, &texts, (&neg_images, &neg_texts), group, train)?;
+        let lm = self.itg(&inputs.text, &cache, train);
+        let itg = self.itg_loss(&lm, &texts, group.world_size());
+        let losses = Stage1Losses {
+            total: &itc.loss + &itm.loss + &itg,
+            itc: itc.loss,
+            itm: itm.loss,
+            itg,
+            itm_accuracy: itm.accuracy,
+            i2t_recall: itc.recall,
+            temperature: self.temperature.detach().copy(),
+        };
+        let trace = Stage1Trace {
+            image_embeds,
+            query_output,
+            text_output: packing.unpack(&text_states),
+            image_feats,
+            text_feats,
+            sim_i2t: itc.sim_i2t,
+            sim_t2i: itc.sim_t2i,
+            itm_query_output: itm.query_output,
+            itm_text_output: itm.text_output,
+            itm_logits: itm.logits,
+            lm_states: lm.states,
+            lm_logits: lm.logits,
+        };
+        Ok((losses, trace))
+    }
+
+    /// Spec 3.1. What comes from the other side is a gathered copy without gradient, in a world of one too.
+    fn itc(&self, images: &Tensor, texts: &Tensor, group: &dyn ProcessGroup) -> Result<Itc, CommError> {
+        let all_images = group.all_gather(&images.detach())?; // [W * B, Q, E]
+        let all_texts = group.all_gather(&texts.detach())?; // [W * B, E]
+        let batch = texts.size()[0];
+        // [B, Q, E] x [E, W * B] > [B, Q, W * B]; the best query speaks for the image.
+        let sim_i2t = images.matmul(&all_texts.tr()).amax([1], false) / &self.temperature;
+        // [B, E] x [E, W * B * Q] > [B, W * B, Q]
+        let by_query = texts.matmul(&all_images.flatten(0, 1).tr());
+        let sim_t2i = by_query.view([batch, -1, images.size()[1]]).amax([2], false) / &self.temperature;
+        let own = own_pairs(batch, group);
+        let cross_entropy = |sim: &Tensor| {
+            sim.cross_entropy_loss::<Tensor>(&own, None, Reduction::Mean, NO_LABEL, LABEL_SMOOTHING)
+        };
+        Ok(Itc {
+            loss: (cross_entropy(&sim_i2t) + cross_entropy(&sim_t2i)) / 2.0,
+            recall: sim_i2t.argmax(1, false).eq_tensor(&own).to_kind(Kind::Float).mean(Kind::Float),
+            sim_i2t,
+            sim_t2i,
+        })
+    }
+
+    /// Global indices of the image drawn for each text and of the text drawn for each image, `[B]` each.
+    fn negatives(&self, negatives: &Negatives, itc: &Itc, group: &dyn ProcessGroup) -> (Tensor, Tensor) {
+        match negatives {
+            Negatives::Given { images, texts } => (images.shallow_clone(), texts.shallow_clone()),
+            Negatives::Drawn { uniforms } => no_grad(|| {
+                let own = own_pairs(itc.sim_i2t.size()[0], group);
+                let draw = |sim: &Tensor, which: i64| {
+                    draw(&negative_weights(self.config.negative_weighting, sim, &own), &uniforms.get(which))
+                };
+                (draw(&itc.sim_t2i, 0), draw(&itc.sim_i2t, 1))
+            }),
+        }
+    }
+
+    /// Spec 3.2: the pair itself, the text with a hard image, the image with a hard text.
+    fn itm(
+        &self,
+        inputs: &Stage1Inputs,
+        images: &ImageContext,
+        texts: &TextInput,
+        (neg_images, neg_texts): (&Tensor, &Tensor),
+        group: &dyn ProcessGroup,
+        train: bool,
+    ) -> Result<Itm, CommError> {
+        let batch = inputs.image.size()[0];
+        let (neg_places, fetched) = fetch_images(&inputs.image, neg_images, group)?;
+        let others = fetched.map(|raw| self.qformer.image_context(&self.image_norm.forward(&raw)));
+        let own = Tensor::arange(batch, (Kind::Int64, inputs.image.device()));
+        let rows = Tensor::cat(&[&own, &neg_places, &own], 0); // [3B]
+        let image_rows = match &others {
+            Some(others) => images.stack(others).select(&rows),
+            None => images.select(&rows),
+        };
+        let wide = inputs.text.widened(texts.ids.size()[1]);
+        let text = TextInput::stack(&[&wide, &wide, &texts.select(neg_texts)]); // [3B, T']
+        let packing = Packing::new(&text.mask);
+        let (queries, text_states) = self.qformer.encode_jointly(&text, &packing, &image_rows, train);
+        let logits = self.match_logits(&queries);
+        let labels = Tensor::cat(&[own.ones_like(), own.zeros_like(), own.zeros_like()], 0);
+        Ok(Itm {
+            loss: logits.cross_entropy_for_logits(&labels),
+            accuracy: logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(Kind::Float),
+            text_output: packing.unpack(&text_states),
+            query_output: queries,
+            logits,
+        })
+    }
+
+    /// Query states `[R, Q, D]` > class logits, mean over queries, `[R, 2]`.
+    fn match_logits(&self, queries: &Tensor) -> Tensor {
+        self.itm_head.forward(queries).to_kind(Kind::Float).mean_dim([1i64].as_slice(), false, Kind::Float)
+    }
+
+    /// Spec 3.3. The last token of a text predicts nothing and is seen by nobody: it is left out.
+    fn itg(&self, text: &TextInput, cache: &QueryCache, train: bool) -> Lm {
+        let last = text.ids.size()[1] - 1;
+        let read = TextInput { ids: text.ids.narrow(1, 0, last), mask: text.mask.narrow(1, 1, last) };
+        let packing = Packing::new(&read.mask);
+        let states = self.qformer.decode_text(&read, &packing, cache, train);
+        let logits = self.qformer.lm_logits(&states).to_kind(Kind::Float);
+        Lm { labels: packing.pack(&text.ids.narrow(1, 1, last)), states, logits }
+    }
+
+    /// Smoothed cross entropy a token; `texts` are those of all ranks.
+    fn itg_loss(&self, lm: &Lm, texts: &TextInput, world_size: usize) -> Tensor {
+        let sum = lm.logits.cross_entropy_loss::<Tensor>(
+            &lm.labels,
+            None,
+            Reduction::Sum,
+            NO_LABEL,
+            LABEL_SMOOTHING,
+        );
+        let tokens = match self.config.itg_weighting {
+            ItgWeighting::RankTokens => lm.labels.size()[0] as f64,
+            // Each text has one token that is no target. Ranks average their losses: a rank's share is scaled by W.
+            ItgWeighting::GlobalTokens => {
+                (count(&texts.mask) - texts.mask.size()[0]) as f64 / world_size as f64
+            }
+        };
+        sum / tokens
+    }
+
+    /// Images (`[B, P, V]`, raw) ready for [`Stage1::itm_scores`] and for comparison with [`Stage1::encode_texts`].
+    #[must_use]
+    pub fn encode_images(&self, features: &Tensor) -> EncodedImages {
+        no_grad(|| {
+            let context = self.qformer.image_context(&self.image_norm.forward(features));
+            let (queries, _) = self.qformer.encode_queries(&context, false);
+            EncodedImages { projections: normalise(&self.vision_projection.forward(&queries)), context }
+        })
+    }
+
+    /// Normalised projections of texts, `[N, E]`.
+    #[must_use]
+    pub fn encode_texts(&self, texts: &TextInput) -> Tensor {
+        no_grad(|| {
+            let packing = Packing::new(&texts.mask);
+            let states = self.qformer.encode_text(texts, &packing, false);
+            normalise(&self.text_projection.forward(&states.index_select(0, &packing.first_tokens())))
+        })
+    }
+
+    /// Logit of "they match", mean over queries, `[R]`, of pairs (image `rows[i]`, text `i`); spec 7.6.
+    #[must_use]
+    pub fn itm_scores(&self, images: &EncodedImages, rows: &Tensor, texts: &TextInput) -> Tensor {
+        no_grad(|| {
+            let packing = Packing::new(&texts.mask);
+            let context = images.context.select(rows);
+            let (queries, _) = self.qformer.encode_jointly(texts, &packing, &context, false);
+            self.match_logits(&queries).select(1, 1)
+        })
+    }
+}
+
+struct Itm {
+    loss: Tensor,
+    accuracy: Tensor,
+    query_output: Tensor,
+    text_output: Tensor,
+    logits: Tensor,
+}
+
+struct Lm {
+    states: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+}
+
+/// Unit length over the last dimension, in fp32.
+fn normalise(x: &Tensor) -> Tensor {
+    let x = x.to_kind(Kind::Float);
+    let norm = x.norm_scalaropt_dim(2, [-1i64].as_slice(), true).clamp_min(1e-12);
+    x / norm
+}
+
+/// The column of each own pair in the global batch, `[B]`.
+fn own_pairs(batch: i64, group: &dyn ProcessGroup) -> Tensor {
+    Tensor::arange(batch, (Kind::Int64, group.device())) + group.rank() as i64 * batch
+}
+
+/// Chances (not normalised) of each column to be drawn as the row's negative, `[B, W * B]`; `own` is never drawn.
+#[must_use]
+pub fn negative_weights(weighting: NegativeWeighting, sim: &Tensor, own: &Tensor) -> Tensor {
+    let own = own.unsqueeze(1);
+    match weighting {
+        NegativeWeighting::MaskedSoftmax => {
+            sim.detach().scatter_value(1, &own, NEVER).softmax(-1, Kind::Float)
+        }
+        NegativeWeighting::SoftmaxPlusEps => {
+            (sim.detach().softmax(-1, Kind::Float) + 1e-4).scatter_value(1, &own, 0.0)
+        }
+    }
+}
+
+/// One column for each row, by inverse distribution.
+fn draw(weights: &Tensor, uniforms: &Tensor) -> Tensor {
+    let cumulative = weights.to_kind(Kind::Double).cumsum(1, Kind::Double);
+    let last = weights.size()[1] - 1;
+    let threshold = cumulative.narrow(1, last, 1) * uniforms.to_kind(Kind::Double).unsqueeze(1);
+    // The first column whose cumulative weight is above the threshold; a column of weight 0 never is the first.
+    cumulative.le_tensor(&threshold).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).clamp_max(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ints(tensor: &Tensor) -> Vec<i64> {
+        Vec::try_from(tensor.view([-1])).expect("values")
+    }
+
+    #[test]
+    fn the_own_pair_is_never_drawn_and_the_rest_by_weight() {
+        let sim = Tensor::from_slice(&[9f32, 1.0, 1.0, 0.0, 9.0, 3.0]).view([2, 3]);
+        let own = Tensor::from_slice(&[0i64, 1]);
+        for weighting in [NegativeWeighting::MaskedSoftmax, NegativeWeighting::SoftmaxPlusEps] {
+            let weights = negative_weights(weighting, &sim, &own);
+            assert_eq!((weights.double_value(&[0, 0]), weights.double_value(&[1, 1])), (0.0, 0.0), "{weighting:?}");
+            let at = |u: f64| ints(&draw(&weights, &Tensor::from_slice(&[u, u])));
+            assert_eq!(at(0.0), [1, 0], "{weighting:?}");
+            assert_eq!(at(0.999), [2, 2], "{weighting:?}");
+            // Row 0 has two equal candidates: the border is in the middle.
+            assert_eq!((at(0.49)[0], at(0.51)[0]), (1, 2), "{weighting:?}");
+        }
+    }
+}

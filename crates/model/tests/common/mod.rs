@@ -1,0 +1,76 @@
+//! Reading reference cases, and comparing with them at their own tolerances.
+#![allow(dead_code, reason = "every test program uses some of these")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Dtype, HostTensor};
+use tch::{Kind, Tensor};
+
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// One folder of `tests/golden`.
+pub struct Case {
+    folder: PathBuf,
+    pub toml: toml::Table,
+}
+
+impl Case {
+    pub fn open(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+        let toml = std::fs::read_to_string(folder.join("case.toml")).unwrap();
+        Self { folder, toml: toml.parse().unwrap() }
+    }
+
+    pub fn tensors(&self, file: &str) -> Tensors {
+        read_tensors(&self.folder.join(format!("{file}.safetensors")))
+    }
+
+    pub fn text(&self, file: &str) -> String {
+        std::fs::read_to_string(self.folder.join(file)).unwrap()
+    }
+
+    /// A number of `[table]`.
+    pub fn number(&self, table: &str, key: &str) -> f64 {
+        let value = &self.toml[table][key];
+        value.as_float().or_else(|| value.as_integer().map(|n| n as f64)).unwrap()
+    }
+
+    pub fn int(&self, table: &str, key: &str) -> i64 {
+        self.toml[table][key].as_integer().unwrap()
+    }
+
+    /// |got - want| <= abs + rel * max |want|, with `[tolerance]`'s `{which}_abs` and `{which}_rel`.
+    pub fn assert_close(&self, which: &str, what: &str, got: &Tensor, want: &Tensor) {
+        let tolerance = |key: &str| {
+            let key = format!("{which}_{key}");
+            self.toml["tolerance"].get(&key).map_or(0.0, |_| self.number("tolerance", &key))
+        };
+        assert_close(what, got, want, tolerance("abs"), tolerance("rel"));
+    }
+}
+
+pub fn assert_close(what: &str, got: &Tensor, want: &Tensor, abs: f64, rel: f64) {
+    assert_eq!(got.size(), want.size(), "{what}");
+    let limit = abs + rel * want.abs().max().double_value(&[]);
+    let worst = (got - want).abs().max().double_value(&[]);
+    assert!(worst <= limit, "{what}: off by {worst:e}, allowed {limit:e}");
+}
+
+pub fn read_tensors(path: &Path) -> Tensors {
+    let map = checkpoint::read_safetensors(path).unwrap_or_else(|error| panic!("{error}"));
+    map.iter().map(|(name, host)| (name.clone(), to_torch(host))).collect()
+}
+
+fn to_torch(host: &HostTensor) -> Tensor {
+    let shape: Vec<i64> = host.shape.iter().map(|&n| n as i64).collect();
+    let kind = match host.dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::U8 => Kind::Uint8,
+        other => panic!("no case has {other:?}"),
+    };
+    Tensor::from_data_size(&host.bytes, &shape, kind)
+}
