@@ -1,2 +1,61 @@
-//! Placeholder.
-fn main() {}
+//! `blip2-worker`: one rank of a run, and everything else that needs tensors. `blip2` starts it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use train::TrainError;
+
+#[derive(Parser)]
+#[command(name = "blip2-worker", version, about = "one rank of a blip2 run; started by `blip2 launch`, torchrun or srun")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train, evaluate and report, as one rank of the world in the environment.
+    Train(RunArgs),
+    /// Print the run folder of a config, or what is wrong with it.
+    RunDir(RunArgs),
+    /// Print the derived numbers of a run without starting it.
+    Plan(RunArgs),
+    /// Compare numerics with reference cases.
+    Verify {
+        /// Folders of cases.
+        #[arg(required = true)]
+        cases: Vec<PathBuf>,
+        /// One JSON object a case instead of tables.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    /// The run's TOML file.
+    config: PathBuf,
+    /// Replace a value of the config: `--set stage1.steps=100`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Train(args) => train::train(&args.config, &args.overrides),
+        Command::RunDir(args) => train::run_dir(&args.config, &args.overrides).map(|dir| println!("{}", dir.display())),
+        Command::Plan(args) => train::describe(&args.config, &args.overrides).map(|text| println!("{text}")),
+        Command::Verify { cases, json } => train::verify::verify(&cases, json),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("blip2: {error}");
+            match error {
+                TrainError::Verify(_) => ExitCode::FAILURE,
+                other => other.exit().into(),
+            }
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! What the user wrote: one TOML file is one whole run.
+//!
+//! `Config` mirrors the file and is only parsed; every derived number is made once, in [`crate::plan::Plan`].
+//! Unknown keys are refused with their line and a "did you mean".
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+
+/// The whole run: data, models, both stages, evaluation.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name, folder, seed, device.
+    pub run: RunConfig,
+    /// Where the pairs come from and how they are turned into examples.
+    pub data: DataConfig,
+    /// Vision encoder, Q-Former, language model.
+    pub model: ModelConfig,
+    /// Representation learning (paper section 3.2).
+    pub stage1: StageConfig,
+    /// Generative learning (paper section 3.3).
+    pub stage2: StageConfig,
+    /// Held-out splits and what is measured on them.
+    pub evaluation: EvaluationConfig,
+}
+
+/// Name, folder, seed, device.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Shown in dashboards and in the report.
+    pub name: String,
+    /// Run folder: metrics, checkpoints, report. Relative paths are relative to the working directory.
+    pub dir: PathBuf,
+    /// Every random number of the run is a pure function of this and of a step or sample.
+    pub seed: u64,
+    /// `auto` takes CUDA where libtorch sees a GPU, else the CPU.
+    #[serde(default)]
+    pub device: DeviceChoice,
+    /// Forward passes of the trainable part: `auto` is bf16 on CUDA and on CPUs with AVX512-BF16 or AMX, else fp32.
+    #[serde(default)]
+    pub compute_dtype: ComputeDtype,
+    /// Sentences for the report, e.g. what a short run gives up.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// Where tensors live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// CUDA where there is one.
+    #[default]
+    Auto,
+    /// Always the CPU.
+    Cpu,
+    /// CUDA, or the run does not start.
+    Cuda,
+}
+
+/// The dtype of matrix products in the trainable part (weights stay fp32).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    /// bf16 where the hardware multiplies it fast, else fp32.
+    #[default]
+    Auto,
+    /// IEEE single.
+    Fp32,
+    /// bfloat16 autocast.
+    Bf16,
+}
+
+/// Where the pairs come from and how they are turned into examples.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Shards of the training split: files, folders or brace patterns.
+    pub train: Vec<String>,
+    /// The run ends (exit 93) when more than this share of the samples cannot be used.
+    #[serde(default = "default_skipped_ratio")]
+    pub max_skipped_ratio: f64,
+    /// Decoding threads of each rank.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
+    /// Text length in tokens, `[CLS]` and `[SEP]` counted.
+    pub max_text_tokens: usize,
+    /// What a training text is made of.
+    #[serde(default)]
+    pub texts: data::TextPolicy,
+    /// Decode, crop, augment, normalise.
+    pub transform: data::TransformConfig,
+    /// The frozen encoder's features, computed once and kept on disk.
+    pub features: FeatureConfig,
+    /// A text file with licences and attributions, quoted in the report.
+    #[serde(default)]
+    pub licences: Option<PathBuf>,
+}
+
+/// The frozen-feature cache. The encoder is frozen, so a picture's features never change during a run.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureConfig {
+    /// Folder of the cache; its files are named by a digest of all that they depend on.
+    pub dir: PathBuf,
+    /// Augmented views cached for each training picture, beside the plain one.
+    pub views: usize,
+    /// Pictures in one forward pass of the encoder.
+    #[serde(default = "default_encode_batch")]
+    pub batch: usize,
+}
+
+/// The three models. Frozen ones name their weights.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The frozen image encoder.
+    pub vision: VisionConfig,
+    /// The trainable bridge.
+    pub qformer: QformerConfig,
+    /// The frozen language model.
+    pub language: LanguageConfig,
+}
+
+/// The frozen image encoder.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionConfig {
+    /// Folder with `model.safetensors`.
+    pub weights: PathBuf,
+    /// Which architecture, with its sizes.
+    pub architecture: model::VisionConfig,
+}
+
+/// The trainable bridge: a BERT with queries and cross-attention.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct QformerConfig {
+    /// Folder with a BERT's `model.safetensors` and `vocab.txt`: start of the self-attention and of both feed-forwards.
+    pub init: PathBuf,
+    /// Learned queries (paper: 32).
+    pub num_query_tokens: i64,
+    /// Cross-attention in every n-th layer (paper: 2).
+    #[serde(default = "default_cross_attention_freq")]
+    pub cross_attention_freq: i64,
+    /// Width of the shared ITC space (paper: 256).
+    pub projection_size: i64,
+    /// Dropout of hidden states and attention probabilities (paper: 0.1).
+    pub dropout: f64,
+}
+
+/// The frozen language model.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LanguageConfig {
+    /// A Hugging Face folder: `model.safetensors`, `config.json`, `tokenizer.json`.
+    pub weights: PathBuf,
+    /// Put before every caption and not scored.
+    #[serde(default)]
+    pub prompt: String,
+    /// Longest caption that is generated, in tokens.
+    #[serde(default = "default_new_tokens")]
+    pub max_new_tokens: usize,
+}
+
+/// One stage of training.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageConfig {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Pairs of all ranks in one optimizer step.
+    pub global_batch: usize,
+    /// Pairs of one rank in one forward; default: `global_batch / world_size`.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
+    /// AdamW and its schedule.
+    pub optim: OptimConfig,
+    /// Steps between checkpoints.
+    pub checkpoint_every_steps: u64,
+    /// Checkpoints kept, beside the best one.
+    #[serde(default = "default_keep")]
+    pub keep_checkpoints: usize,
+    /// Steps between validations (0 = never). In stage 1 the best one on the validation split is handed over.
+    #[serde(default)]
+    pub validate_every_steps: u64,
+}
+
+/// AdamW (betas 0.9, 0.98 in the paper) with a linear warm-up and a cosine per step.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Learning rate after the warm-up.
+    pub peak_lr: f64,
+    /// Where the cosine ends.
+    pub min_lr: f64,
+    /// Length of the linear warm-up from 0, in steps.
+    pub warmup_steps: u64,
+    /// Decoupled decay of matrices (LayerNorm gains, biases and the temperature are not decayed).
+    pub weight_decay: f64,
+    /// AdamW's betas.
+    #[serde(default = "default_betas")]
+    pub betas: (f64, f64),
+    /// Gradient norm above which the gradient is scaled down.
+    #[serde(default)]
+    pub max_grad_norm: Option<f64>,
+    /// Learning-rate factor of what came from the pretrained BERT.
+    #[serde(default = "default_one")]
+    pub pretrained_lr_ratio: f64,
+    /// Evaluate and hand over an exponential moving average of the weights.
+    #[serde(default)]
+    pub ema_decay: Option<f64>,
+}
+
+/// Held-out splits and what is measured on them.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// The splits; the ones with `select = true` choose the stage-1 checkpoint.
+    pub splits: Vec<SplitConfig>,
+    /// Candidates of each query that ITM scores again (LAVIS: 128).
+    pub rerank_candidates: usize,
+    /// Captions are generated for at most this many pictures of a split, chosen by the seed.
+    pub max_captions: usize,
+    /// Train a second stage 2 from a fresh Q-Former for comparison (paper fig. 5).
+    pub without_stage1: bool,
+    /// Pictures shown in the report.
+    #[serde(default = "default_gallery")]
+    pub gallery: usize,
+    /// Figures of other systems on the same items, printed beside ours.
+    #[serde(default)]
+    pub references: Vec<ReferenceConfig>,
+}
+
+/// One held-out split.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitConfig {
+    /// Its key in `eval.json`.
+    pub name: String,
+    /// What is unseen in it, as a phrase for the report.
+    #[serde(default)]
+    pub description: String,
+    /// Shards.
+    pub shards: Vec<String>,
+    /// Only samples whose key starts so.
+    #[serde(default)]
+    pub key_prefix: Option<String>,
+    /// Used to choose the stage-1 checkpoint, never reported as held-out.
+    #[serde(default)]
+    pub select: bool,
+    /// Left out of `eval.json` and of the report (a split that only selects).
+    #[serde(default)]
+    pub hidden: bool,
+}
+
+/// Figures of another system on the same items.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceConfig {
+    /// Which system, and how it was run.
+    pub system: String,
+    /// Split name.
+    pub split: String,
+    /// Image to text recall at 1, 5, 10 (0 to 1).
+    pub i2t: [f64; 3],
+    /// Text to image recall at 1, 5, 10 (0 to 1).
+    #[serde(default)]
+    pub t2i: Option<[f64; 3]>,
+}
+
+fn default_skipped_ratio() -> f64 {
+    0.01
+}
+fn default_workers() -> usize {
+    1
+}
+fn default_encode_batch() -> usize {
+    16
+}
+fn default_cross_attention_freq() -> i64 {
+    2
+}
+fn default_new_tokens() -> usize {
+    16
+}
+fn default_keep() -> usize {
+    2
+}
+fn default_betas() -> (f64, f64) {
+    (0.9, 0.98)
+}
+fn default_one() -> f64 {
+    1.0
+}
+fn default_gallery() -> usize {
+    24
+}
+
+impl Config {
+    /// Reads `path` and applies `--set key=value` overrides.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] naming the file, the key, the line and what to do.
+    pub fn read(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
+        let refuse = |detail: String| TrainError::Config { path: path.to_owned(), detail };
+        let plain: Self = toml::from_str(&text).map_err(|error| refuse(explain(&error)))?;
+        if overrides.is_empty() {
+            return Ok(plain);
+        }
+        let mut table: toml::Table = toml::from_str(&text).map_err(|error| refuse(explain(&error)))?;
+        for assignment in overrides {
+            assign(&mut table, assignment).map_err(|why| refuse(format!("--set {assignment}: {why}")))?;
+        }
+        serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
+            let key = error.path().to_string();
+            refuse(format!("--set: {key}: {}", error.into_inner().message()))
+        })
+    }
+
+    /// The file as it was understood, defaults written out; kept beside the run and in every checkpoint.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] when a value has no TOML form.
+    pub fn to_toml(&self) -> Result<String, TrainError> {
+        toml::to_string_pretty(self)
+            .map_err(|e| TrainError::Config { path: self.run.dir.clone(), detail: e.to_string() })
+    }
+}
+
+/// toml's message (it has line, column and a caret), with the nearest known key where one was misspelt.
+fn explain(error: &toml::de::Error) -> String {
+    let message = error.message();
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    match quoted.split_first() {
+        Some((typo, known)) if message.starts_with("unknown field") => {
+            let nearest = known.iter().min_by_key(|key| edit_distance(typo, key));
+            match nearest.filter(|key| edit_distance(typo, key) <= 3) {
+                Some(key) => format!("{error}did you mean `{key}`?"),
+                None => error.to_string(),
+            }
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Levenshtein distance in bytes; keys are ASCII.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Puts `a.b.c=value` into the table; the value is TOML, or a bare string.
+fn assign(table: &mut toml::Table, assignment: &str) -> Result<(), String> {
+    let (key, value) = assignment.split_once('=').ok_or("expected key=value")?;
+    let value = value.trim();
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut place = table;
+    let mut parts = key.trim().split('.').peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            place.insert(part.to_owned(), parsed);
+            return Ok(());
+        }
+        place = place
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| format!("`{part}` is not a table"))?;
+    }
+    Err("the key is empty".into())
+}

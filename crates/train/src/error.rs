@@ -1,0 +1,91 @@
+//! What can end a run, named by what the caller can do about it.
+
+use std::path::PathBuf;
+
+use launch::Exit;
+
+/// Why a worker stopped before its work was done.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A file that the run needs cannot be read: name another, or make it.
+    #[error("{path} cannot be read: {source}", path = path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the run cannot be written: free the disk, then launch again.
+    #[error("{path} cannot be written: {source}", path = path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The config does not describe a run: mend it.
+    #[error("{path}: {detail}", path = path.display())]
+    Config {
+        /// Which file.
+        path: PathBuf,
+        /// Key, line and remedy.
+        detail: String,
+    },
+    /// Weights are missing, misshapen or of another model: name others.
+    #[error("weights {path}: {detail}", path = path.display())]
+    Weights {
+        /// Which folder or file.
+        path: PathBuf,
+        /// Every key that is missing, unexpected or misshapen.
+        detail: String,
+    },
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    /// A checkpoint cannot be read or the run folder is busy.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
+    /// Another rank is gone: restart the generation.
+    #[error(transparent)]
+    Peer(#[from] collectives::CommError),
+    /// The environment does not say who this process is.
+    #[error(transparent)]
+    Launch(#[from] launch::LaunchError),
+    /// Somebody asked for a stop; a checkpoint was written.
+    #[error("stopped at step {step} of {phase}, with a checkpoint; launch again to go on")]
+    Stopped {
+        /// Which phase.
+        phase: String,
+        /// Steps done.
+        step: u64,
+    },
+    /// The loss is no number for too long: another learning rate or dtype is needed.
+    #[error("the loss of {phase} is not finite for {steps} steps in a row, up to step {step}; lower peak_lr or use fp32")]
+    NotFinite {
+        /// Which phase.
+        phase: String,
+        /// Steps done.
+        step: u64,
+        /// How many in a row.
+        steps: u64,
+    },
+    /// A reference case is not met.
+    #[error("{0}")]
+    Verify(String),
+}
+
+impl TrainError {
+    /// The exit code that the launcher and the schedulers read.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Read { .. } | Self::Config { .. } | Self::Weights { .. } => Exit::Config,
+            Self::Data(data::DataError::TooManySkipped { .. }) | Self::NotFinite { .. } => Exit::GiveUp,
+            Self::Data(_) | Self::Verify(_) => Exit::Config,
+            Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
+            Self::Checkpoint(_) => Exit::Config,
+            Self::Write { .. } | Self::Peer(_) | Self::Launch(_) => Exit::Unavailable,
+            Self::Stopped { .. } => Exit::Stopped,
+        }
+    }
+}

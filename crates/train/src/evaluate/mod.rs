@@ -1,0 +1,152 @@
+//! What the run is worth: retrieval and captions on held-out splits, written as `eval.json` and `report.html`.
+
+mod captions;
+mod report;
+mod retrieval;
+mod split;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use monitor::{Directions, EVAL_FILE, EvalFile, Metrics, Phase, Recalls, RetrievalScores};
+
+use crate::build;
+use crate::checkpoints;
+use crate::error::TrainError;
+use crate::phases::Run;
+use crate::plan::StagePlan;
+use crate::session::Session;
+use crate::stage::Stage;
+use crate::tensors::all_to_torch;
+
+use captions::Captions;
+pub(crate) use retrieval::by_itc;
+use retrieval::{Retrieval, TwoWays};
+pub(crate) use split::Split;
+
+/// What was measured on one split.
+pub(crate) struct SplitResult {
+    retrieval: Retrieval,
+    captions: Captions,
+}
+
+/// Moves the bar of the evaluation, pictures by pictures.
+struct Bar<'a> {
+    metrics: RefCell<&'a mut Metrics>,
+    done: Cell<u64>,
+    started: Instant,
+}
+
+impl Bar<'_> {
+    fn advance(&self, pictures: usize) {
+        self.done.set(self.done.get() + pictures as u64);
+        let per_second = self.done.get() as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        self.metrics.borrow_mut().progress(self.done.get(), per_second);
+    }
+}
+
+/// The closing lines of a run that ended earlier with the same config.
+pub(crate) fn already_done(session: &Session) -> Option<String> {
+    let dir = &session.plan.config.run.dir;
+    let report = dir.join(monitor::report::REPORT_FILE);
+    if !session.unchanged || !report.is_file() {
+        return None;
+    }
+    let eval = EvalFile::read(&dir.join(EVAL_FILE)).ok()?;
+    Some(format!("this run has ended; remove {} to start over\n{}", dir.display(), report::headline(&eval, dir)))
+}
+
+/// Scores the handed-over stages on every shown split and writes the report; ranks share the work.
+///
+/// # Errors
+/// [`TrainError`] when a checkpoint, features or the run folder cannot be used, or a peer is gone.
+pub(crate) fn evaluate(run: &mut Run) -> Result<(), TrainError> {
+    let started = Instant::now();
+    let plan = &run.session.plan;
+    let stages = Stages::load(run)?;
+    let (device, autocast) = (plan.device, plan.autocast);
+    let results = torch_bridge::autocast(device, autocast, || score_all(run, &stages))?;
+    run.account(Phase::Evaluation, started.elapsed().as_secs_f64())?;
+    let eval = eval_file(run, &results);
+    if run.session.is_rank0() {
+        let dir = run.session.plan.config.run.dir.clone();
+        report::write(run, &eval, &results, &dir)?;
+        run.session.metrics.line(&report::headline(&eval, &dir));
+    }
+    // No rank leaves before the files are there.
+    Ok(run.session.group.barrier()?)
+}
+
+/// The trained stages.
+struct Stages {
+    stage1: Stage,
+    stage2: Stage,
+    without_stage1: Option<Stage>,
+}
+
+impl Stages {
+    fn load(run: &Run) -> Result<Self, TrainError> {
+        let load = |plan: &StagePlan| -> Result<Stage, TrainError> {
+            let (stage, _) = build::stage(&run.session.plan, &run.tools, plan.phase, None)?;
+            let weights = all_to_torch(&checkpoints::handed_over(plan)?.0);
+            build::copy_weights(&stage.trainable(), &weights, &plan.checkpoint_dir)?;
+            Ok(stage)
+        };
+        let plan = &run.session.plan;
+        Ok(Self {
+            stage1: load(&plan.stage1)?,
+            stage2: load(&plan.stage2)?,
+            without_stage1: plan.stage2_without_stage1.as_ref().map(load).transpose()?,
+        })
+    }
+}
+
+fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitResult>, TrainError> {
+    let Run { session, splits, tools, .. } = run;
+    let config = &session.plan.config.evaluation;
+    let shown: Vec<(usize, &Split)> = splits.iter().enumerate().filter(|(_, split)| !split.hidden).collect();
+    let world_size = session.group.world_size();
+    let pictures: usize = shown
+        .iter()
+        .map(|(_, split)| split.len() + split.len().min(config.max_captions) * (1 + usize::from(config.without_stage1)))
+        .sum();
+    session.metrics.begin_phase(Phase::Evaluation, (pictures / world_size) as u64, 0);
+    let bar =
+        Bar { metrics: RefCell::new(&mut session.metrics), done: Cell::new(0), started: Instant::now() };
+    let progress = |pictures: usize| bar.advance(pictures);
+    let group = session.group.as_ref();
+    let mut results = BTreeMap::new();
+    for (number, split) in shown {
+        let Stage::One(stage1, _) = &stages.stage1 else { unreachable!("loaded as stage 1") };
+        let retrieval = retrieval::reranked(stage1, split, config.rerank_candidates, group, &progress)?;
+        let pictures = split.subset(number as u64, session.plan.config.run.seed, config.max_captions);
+        let writer = captions::Writer { split, pictures, lm: &tools.lm_captions, group, progress: &progress };
+        let captions = writer.captions(&stages.stage2, stages.without_stage1.as_ref())?;
+        results.insert(split.name.clone(), SplitResult { retrieval, captions });
+    }
+    drop(bar);
+    session.metrics.end_phase();
+    Ok(results)
+}
+
+fn eval_file(run: &Run, results: &BTreeMap<String, SplitResult>) -> EvalFile {
+    let of = |result: fn(&SplitResult) -> RetrievalScores| {
+        results.iter().map(|(name, r)| (name.clone(), result(r))).collect::<BTreeMap<_, _>>()
+    };
+    let ledger = &run.session.ledger;
+    let candidates = run.splits.iter().filter(|split| !split.hidden);
+    EvalFile {
+        retrieval: of(|r| RetrievalScores { itc: directions(r.retrieval.itc), itm: directions(r.retrieval.itm) }),
+        candidates: candidates.map(|split| (split.name.clone(), split.len() as u64)).collect(),
+        captions: results.iter().map(|(name, r)| (name.clone(), r.captions.scores())).collect(),
+        seconds: ledger.seconds.clone(),
+        peak_rss_bytes: ledger.peak_rss_bytes,
+        pairs_per_second: ledger.pairs_per_second.clone(),
+    }
+}
+
+fn directions(two: TwoWays) -> Directions {
+    let recalls = |r: score::Recalls| Recalls { r1: r.r1, r5: r.r5, r10: r.r10 };
+    Directions { i2t: recalls(two.i2t), t2i: recalls(two.t2i) }
+}

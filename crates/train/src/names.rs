@@ -1,0 +1,200 @@
+//! LAVIS's parameter names and ours (Hugging Face's), both ways.
+//!
+//! Total over what LAVIS's `state_dict()` of a BLIP-2 holds: each name is a trainable parameter, a copy that is tied to
+//! another entry, a buffer, or part of a frozen model, which keeps its own names (`model::VisionEncoder` and
+//! `model::LanguageModel` read them). Anything else is no name of a BLIP-2.
+
+/// What an entry of LAVIS's state dict is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LavisEntry {
+    /// A trainable parameter, with the name that we give it.
+    Parameter(String),
+    /// The same numbers as this other entry of LAVIS's.
+    CopyOf(String),
+    /// A constant: the positions 0, 1, 2, ...
+    Buffer,
+    /// Of the frozen image encoder or language model.
+    Frozen,
+}
+
+/// Which language model stage 2 is built on; LAVIS names its projection after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LavisLanguage {
+    /// `opt_proj`, `opt_model`.
+    Opt,
+    /// `t5_proj`, `t5_model`.
+    T5,
+}
+
+/// Before every layer's number.
+const LAYERS: [&str; 2] = ["Qformer.bert.encoder.layer.", "qformer.encoder.layer."];
+
+/// A weight and a bias each: LAVIS's name, ours.
+const MODULES: [[&str; 2]; 8] = [
+    ["ln_vision", "vision_model.post_layernorm"],
+    ["vision_proj", "vision_projection"],
+    ["text_proj", "text_projection"],
+    ["itm_head", "itm_head"],
+    ["opt_proj", "language_projection"],
+    ["t5_proj", "language_projection"],
+    ["Qformer.bert.embeddings.LayerNorm", "qformer.layernorm"],
+    ["Qformer.cls.predictions.transform.dense", "cls.predictions.transform.dense"],
+];
+
+/// A tensor each: LAVIS's name, ours.
+const TENSORS: [[&str; 2]; 7] = [
+    ["query_tokens", "query_tokens"],
+    ["temp", "temperature"],
+    ["Qformer.bert.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight"],
+    ["Qformer.bert.embeddings.position_embeddings.weight", "embeddings.position_embeddings.weight"],
+    ["Qformer.cls.predictions.bias", "cls.predictions.bias"],
+    ["Qformer.cls.predictions.transform.LayerNorm.weight", "cls.predictions.transform.LayerNorm.weight"],
+    ["Qformer.cls.predictions.transform.LayerNorm.bias", "cls.predictions.transform.LayerNorm.bias"],
+];
+
+/// A weight and a bias in each layer, behind its number: LAVIS's name, ours.
+const LAYER_MODULES: [[&str; 2]; 16] = [
+    ["attention.self.query", "attention.attention.query"],
+    ["attention.self.key", "attention.attention.key"],
+    ["attention.self.value", "attention.attention.value"],
+    ["attention.output.dense", "attention.output.dense"],
+    ["attention.output.LayerNorm", "attention.output.LayerNorm"],
+    ["crossattention.self.query", "crossattention.attention.query"],
+    ["crossattention.self.key", "crossattention.attention.key"],
+    ["crossattention.self.value", "crossattention.attention.value"],
+    ["crossattention.output.dense", "crossattention.output.dense"],
+    ["crossattention.output.LayerNorm", "crossattention.output.LayerNorm"],
+    ["intermediate.dense", "intermediate.dense"],
+    ["intermediate_query.dense", "intermediate_query.dense"],
+    ["output.dense", "output.dense"],
+    ["output.LayerNorm", "output.LayerNorm"],
+    ["output_query.dense", "output_query.dense"],
+    ["output_query.LayerNorm", "output_query.LayerNorm"],
+];
+
+/// Copies that tied weights leave in a state dict: the copy, what it is tied to.
+const COPIES: [[&str; 2]; 5] = [
+    ["Qformer.cls.predictions.decoder.weight", "Qformer.bert.embeddings.word_embeddings.weight"],
+    ["Qformer.cls.predictions.decoder.bias", "Qformer.cls.predictions.bias"],
+    ["opt_model.lm_head.weight", "opt_model.model.decoder.embed_tokens.weight"],
+    ["t5_model.encoder.embed_tokens.weight", "t5_model.shared.weight"],
+    ["t5_model.decoder.embed_tokens.weight", "t5_model.shared.weight"],
+];
+
+const BUFFER: &str = "Qformer.bert.embeddings.position_ids";
+const FROZEN: [&str; 3] = ["visual_encoder.", "opt_model.", "t5_model."];
+
+/// Columns of the tables.
+#[derive(Clone, Copy)]
+enum Side {
+    Lavis = 0,
+    Ours = 1,
+}
+
+/// What `name` of LAVIS's state dict is; `None` when it belongs to no BLIP-2.
+#[must_use]
+pub fn from_lavis(name: &str) -> Option<LavisEntry> {
+    if let Some([_, original]) = COPIES.iter().find(|[copy, _]| *copy == name) {
+        return Some(LavisEntry::CopyOf((*original).to_owned()));
+    }
+    if name == BUFFER {
+        return Some(LavisEntry::Buffer);
+    }
+    if FROZEN.iter().any(|prefix| name.starts_with(prefix)) {
+        return Some(LavisEntry::Frozen);
+    }
+    translate(name, Side::Lavis, &|_| true).map(LavisEntry::Parameter)
+}
+
+/// LAVIS's name of our trainable parameter `name`; `None` when no stage has such a parameter.
+#[must_use]
+pub fn to_lavis(name: &str, language: LavisLanguage) -> Option<String> {
+    let other = match language {
+        LavisLanguage::Opt => "t5_proj",
+        LavisLanguage::T5 => "opt_proj",
+    };
+    translate(name, Side::Ours, &|lavis| lavis != other)
+}
+
+/// What LAVIS's runner would write into a checkpoint for these trainable parameters of ours: no frozen parameter, but the
+/// buffer and the copies of what is there (sorted). `None` when a name is not ours.
+#[must_use]
+pub fn lavis_checkpoint_keys<'a>(
+    ours: impl IntoIterator<Item = &'a String>,
+    language: LavisLanguage,
+) -> Option<Vec<String>> {
+    let mut keys: Vec<String> = ours.into_iter().map(|name| to_lavis(name, language)).collect::<Option<_>>()?;
+    let copies: Vec<&str> =
+        COPIES.iter().filter(|[_, of]| keys.iter().any(|key| key == of)).map(|[copy, _]| *copy).collect();
+    keys.extend(copies.into_iter().chain([BUFFER]).map(str::to_owned));
+    keys.sort();
+    Some(keys)
+}
+
+/// `name`, which is of `side`, in the other side's words; rows whose LAVIS name is not `wanted` are passed over.
+fn translate(name: &str, side: Side, wanted: &dyn Fn(&str) -> bool) -> Option<String> {
+    let (from, to) = (side as usize, 1 - side as usize);
+    if let Some(row) = TENSORS.iter().find(|row| row[from] == name) {
+        return Some(row[to].to_owned());
+    }
+    let (module, leaf) = name.rsplit_once('.').filter(|(_, leaf)| ["weight", "bias"].contains(leaf))?;
+    let find = |rows: &[[&'static str; 2]], module: &str| {
+        rows.iter().find(|row| row[from] == module && wanted(row[Side::Lavis as usize])).map(|row| row[to])
+    };
+    if let Some(found) = find(&MODULES, module) {
+        return Some(format!("{found}.{leaf}"));
+    }
+    let (number, module) = module.strip_prefix(LAYERS[from])?.split_once('.')?;
+    // "07" or "+7" would not come back as it went.
+    let is_number = number.parse::<u32>().is_ok_and(|n| n.to_string() == number);
+    let found = find(&LAYER_MODULES, module).filter(|_| is_number)?;
+    Some(format!("{}{number}.{found}.{leaf}", LAYERS[to]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_parameter_goes_there_and_back() {
+        let modules = MODULES.iter().map(|row| row[0].to_owned());
+        let layers = LAYER_MODULES.iter().map(|row| format!("{}11.{}", LAYERS[0], row[0]));
+        let leaves = modules.chain(layers).flat_map(|module| ["weight", "bias"].map(|leaf| format!("{module}.{leaf}")));
+        for lavis in leaves.chain(TENSORS.iter().map(|row| row[0].to_owned())) {
+            let Some(LavisEntry::Parameter(ours)) = from_lavis(&lavis) else { panic!("{lavis}") };
+            let language = if lavis.starts_with("t5") { LavisLanguage::T5 } else { LavisLanguage::Opt };
+            assert_eq!(to_lavis(&ours, language).as_deref(), Some(lavis.as_str()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_parameter_is_told_apart() {
+        let copy = LavisEntry::CopyOf("Qformer.cls.predictions.bias".into());
+        assert_eq!(from_lavis("Qformer.cls.predictions.decoder.bias"), Some(copy));
+        assert_eq!(from_lavis(BUFFER), Some(LavisEntry::Buffer));
+        for frozen in ["visual_encoder.blocks.0.attn.q_bias", "opt_model.model.decoder.layers.0.fc1.weight"] {
+            assert_eq!(from_lavis(frozen), Some(LavisEntry::Frozen));
+        }
+        for unknown in [
+            "Qformer.bert.encoder.layer.x.output.dense.bias",
+            "Qformer.bert.encoder.layer.01.output.dense.bias",
+            "Qformer.bert.encoder.layer.0.output.dense.gamma",
+            "Qformer.bert.pooler.dense.weight",
+            "ln_vision",
+            "",
+        ] {
+            assert_eq!(from_lavis(unknown), None, "{unknown}");
+        }
+        assert_eq!(to_lavis("language_model.lm_head.weight", LavisLanguage::Opt), None);
+    }
+
+    #[test]
+    fn a_checkpoint_of_lavis_holds_copies_and_the_buffer() {
+        let ours = ["temperature".to_owned(), "cls.predictions.bias".to_owned()];
+        let keys = lavis_checkpoint_keys(&ours, LavisLanguage::Opt);
+        let expected =
+            [BUFFER, "Qformer.cls.predictions.bias", "Qformer.cls.predictions.decoder.bias", "temp"].map(str::to_owned);
+        assert_eq!(keys, Some(expected.to_vec()));
+        assert_eq!(lavis_checkpoint_keys(&["qformer.x".to_owned()], LavisLanguage::Opt), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! AdamW over exactly the trainable parameters, in groups by decay and learning rate, with an optional average.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use checkpoint::TensorMap;
+use tch::{Kind, Tensor, no_grad};
+
+use crate::config::OptimConfig;
+use crate::error::TrainError;
+use crate::tensors::{to_host, to_torch};
+
+const EPS: f64 = 1e-8;
+
+/// AdamW with decoupled decay. Parameters keep their order of names, so ranks reduce the same buckets.
+pub struct AdamW {
+    config: OptimConfig,
+    groups: Vec<Group>,
+    step: u64,
+    /// Exponential moving average of every parameter, by name.
+    average: Option<BTreeMap<String, Tensor>>,
+}
+
+struct Group {
+    names: Vec<String>,
+    parameters: Vec<Tensor>,
+    first_moments: Vec<Tensor>,
+    second_moments: Vec<Tensor>,
+    weight_decay: f64,
+    lr_ratio: f64,
+}
+
+impl AdamW {
+    /// Groups `parameters`: matrices decay; LayerNorm gains, biases and the temperature do not (spec 5.4 without its
+    /// slip on 0-dim tensors). Names in `pretrained` run at `pretrained_lr_ratio` of the learning rate.
+    #[must_use]
+    pub fn new(
+        parameters: &BTreeMap<String, Tensor>,
+        pretrained: &BTreeSet<String>,
+        config: &OptimConfig,
+    ) -> Self {
+        let mut groups: BTreeMap<(bool, bool), Group> = BTreeMap::new();
+        for (name, parameter) in parameters {
+            let decays = parameter.dim() >= 2 && !name.ends_with(".bias");
+            let is_pretrained = pretrained.contains(name);
+            let group = groups.entry((decays, is_pretrained)).or_insert_with(|| Group {
+                names: Vec::new(),
+                parameters: Vec::new(),
+                first_moments: Vec::new(),
+                second_moments: Vec::new(),
+                weight_decay: if decays { config.weight_decay } else { 0.0 },
+                lr_ratio: if is_pretrained { config.pretrained_lr_ratio } else { 1.0 },
+            });
+            group.names.push(name.clone());
+            group.parameters.push(parameter.shallow_clone());
+            group.first_moments.push(parameter.detach().zeros_like());
+            group.second_moments.push(parameter.detach().zeros_like());
+        }
+        let average = config.ema_decay.map(|_| {
+            parameters.iter().map(|(name, p)| (name.clone(), p.detach().copy())).collect()
+        });
+        Self { config: config.clone(), groups: groups.into_values().collect(), step: 0, average }
+    }
+
+    /// Gradients of all parameters, in a fixed order; zeros where the loss did not reach one.
+    #[must_use]
+    pub fn gradients(&self) -> Vec<Tensor> {
+        self.parameters()
+            .map(|parameter| {
+                let grad = parameter.grad();
+                if grad.defined() {
+                    return grad;
+                }
+                // A rank whose loss misses a parameter must still take part in the reduction.
+                parameter.detach().zeros_like()
+            })
+            .collect()
+    }
+
+    /// Every trainable parameter, in a fixed order.
+    pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
+        self.groups.iter().flat_map(|group| &group.parameters)
+    }
+
+    /// Drops all gradients.
+    pub fn zero_grad(&mut self) {
+        for group in &mut self.groups {
+            group.parameters.iter_mut().for_each(Tensor::zero_grad);
+        }
+    }
+
+    /// One update with learning rate `lr` from `gradients` (as [`AdamW::gradients`] orders them).
+    pub fn step(&mut self, gradients: &[Tensor], lr: f64) {
+        self.step += 1;
+        let mut rest = gradients;
+        for group in &mut self.groups {
+            let (own, others) = rest.split_at(group.parameters.len());
+            rest = others;
+            let hyper = torch_bridge::AdamWStep {
+                step: self.step,
+                lr: lr * group.lr_ratio,
+                beta1: self.config.betas.0,
+                beta2: self.config.betas.1,
+                eps: EPS,
+                weight_decay: group.weight_decay,
+            };
+            torch_bridge::fused_adamw(
+                &group.parameters,
+                own,
+                &group.first_moments,
+                &group.second_moments,
+                &hyper,
+            );
+        }
+        self.update_average();
+    }
+
+    /// Early steps weigh more (the usual warm-up `(1 + t) / (10 + t)`), so the average forgets the initialisation.
+    fn update_average(&mut self) {
+        let (Some(average), Some(decay)) = (&mut self.average, self.config.ema_decay) else { return };
+        let decay = decay.min((1.0 + self.step as f64) / (10.0 + self.step as f64));
+        no_grad(|| {
+            for group in &self.groups {
+                for (name, parameter) in group.names.iter().zip(&group.parameters) {
+                    if let Some(kept) = average.get_mut(name) {
+                        let _ = kept.lerp_(&parameter.detach(), 1.0 - decay);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Runs `work` with the averaged weights in place of the raw ones (the raw ones where no average is kept).
+    pub fn with_average<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.swap_average();
+        let result = work();
+        self.swap_average();
+        result
+    }
+
+    fn swap_average(&mut self) {
+        let Some(average) = &mut self.average else { return };
+        no_grad(|| {
+            for group in &mut self.groups {
+                for (name, parameter) in group.names.iter().zip(&mut group.parameters) {
+                    if let Some(kept) = average.get_mut(name) {
+                        let raw = parameter.detach().copy();
+                        parameter.detach().copy_(kept);
+                        kept.copy_(&raw);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Moments, step and average, for a checkpoint.
+    #[must_use]
+    pub fn snapshot(&self) -> TensorMap {
+        let mut map = TensorMap::new();
+        map.insert("step".into(), to_host(&Tensor::from_slice(&[self.step as i64])));
+        for group in &self.groups {
+            for (i, name) in group.names.iter().enumerate() {
+                map.insert(format!("exp_avg.{name}"), to_host(&group.first_moments[i]));
+                map.insert(format!("exp_avg_sq.{name}"), to_host(&group.second_moments[i]));
+            }
+        }
+        for (name, kept) in self.average.iter().flatten() {
+            map.insert(format!("average.{name}"), to_host(kept));
+        }
+        map
+    }
+
+    /// Takes back what [`AdamW::snapshot`] gave.
+    ///
+    /// # Errors
+    /// [`TrainError::Weights`] naming the first moment that the checkpoint lacks.
+    pub fn restore(&mut self, map: &TensorMap) -> Result<(), TrainError> {
+        let find = |key: String| {
+            map.get(&key).map(to_torch).ok_or_else(|| TrainError::Weights {
+                path: "optimizer.safetensors".into(),
+                detail: format!("{key} is missing: the checkpoint belongs to another model or optimizer config"),
+            })
+        };
+        self.step = find("step".into())?.int64_value(&[0]) as u64;
+        for group in &mut self.groups {
+            for (i, name) in group.names.iter().enumerate() {
+                group.first_moments[i].copy_(&find(format!("exp_avg.{name}"))?);
+                group.second_moments[i].copy_(&find(format!("exp_avg_sq.{name}"))?);
+            }
+        }
+        for (name, kept) in self.average.iter_mut().flatten() {
+            kept.copy_(&find(format!("average.{name}"))?);
+        }
+        Ok(())
+    }
+}
+
+/// Scales `gradients` in place so that their joint norm is at most `max_norm`; returns the norm before.
+///
+/// Summed in a fixed order on one device, so equal gradients give equal norms on every rank.
+pub fn clip(gradients: &mut [Tensor], max_norm: Option<f64>) -> f64 {
+    no_grad(|| {
+        let norms: Vec<Tensor> = gradients.iter().map(|g| g.norm().to_kind(Kind::Double)).collect();
+        let total = Tensor::stack(&norms, 0).norm().double_value(&[]);
+        if let Some(limit) = max_norm.filter(|&limit| total > limit) {
+            for gradient in gradients.iter_mut() {
+                let _ = gradient.g_mul_scalar_(limit / (total + 1e-6));
+            }
+        }
+        total
+    })
+}

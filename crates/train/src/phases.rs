@@ -1,0 +1,176 @@
+//! The parts of a run, one after another: features, stage 1, stage 2, stage 2 without stage 1, evaluation, report.
+//!
+//! Each phase starts from what is on the disk, so a run that was killed goes on where it was.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use monitor::Phase;
+use tch::Tensor;
+
+use crate::build::{self, Tools};
+use crate::checkpoints::{self, Checkpoints};
+use crate::corpus::Corpus;
+use crate::error::TrainError;
+use crate::evaluate::{self, Split};
+use crate::optim::AdamW;
+use crate::pairs::{PairSource, StageTokenizer};
+use crate::plan::StagePlan;
+use crate::session::Session;
+use crate::stage::Stage;
+use crate::state::TrainState;
+use crate::tensors::all_to_torch;
+use crate::trainer::{Trainer, Validation};
+
+/// What the phases share.
+pub(crate) struct Run {
+    pub session: Session,
+    pub tools: Tools,
+    pub train: Corpus,
+    pub splits: Vec<Split>,
+}
+
+/// Trains, evaluates and reports, as one rank.
+///
+/// # Errors
+/// See [`TrainError`]; its exit code tells the launcher what to do.
+pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
+    let session = Session::open(path, overrides)?;
+    if let Some(summary) = evaluate::already_done(&session) {
+        session.metrics.line(&summary);
+        return Ok(());
+    }
+    let mut run = Run::prepare(session)?;
+    let plan = run.session.plan.stage1.clone();
+    run.stage(&plan, None)?;
+    let stage1 = all_to_torch(&checkpoints::handed_over(&plan)?.0);
+    let plan = run.session.plan.stage2.clone();
+    run.stage(&plan, Some(&stage1))?;
+    if let Some(plan) = run.session.plan.stage2_without_stage1.clone() {
+        run.stage(&plan, None)?;
+    }
+    evaluate::evaluate(&mut run)
+}
+
+impl Run {
+    /// Loads the frozen models and computes the features of every picture that the run will look at.
+    fn prepare(mut session: Session) -> Result<Self, TrainError> {
+        let started = Instant::now();
+        let config = session.plan.config.clone();
+        let tools = build::tools(&session.plan)?;
+        let encoder = build::encoder(&session.plan)?;
+        let train = encoder.corpus(&mut session, &config.data.train, config.data.features.views)?;
+        let mut splits = Vec::new();
+        for split in &config.evaluation.splits {
+            let corpus = encoder.corpus(&mut session, &split.shards, 0)?;
+            let split = Split::new(split, corpus, &tools.wordpiece, config.data.max_text_tokens)?;
+            if split.is_empty() {
+                return Err(TrainError::Config {
+                    path: config.run.dir.join("config.toml"),
+                    detail: format!("evaluation.splits: {} holds no sample with that key_prefix", split.name),
+                });
+            }
+            splits.push(split);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let mut run = Self { session, tools, train, splits };
+        run.account(Phase::Features, seconds)?;
+        Ok(run)
+    }
+
+    /// Trains one phase to its end, from its newest checkpoint where there is one.
+    fn stage(&mut self, plan: &StagePlan, stage1: Option<&BTreeMap<String, Tensor>>) -> Result<(), TrainError> {
+        let resumed = checkpoints::latest(plan)?;
+        if resumed.as_ref().is_some_and(|(_, state)| state.step >= plan.steps) {
+            return Ok(());
+        }
+        let Self { session, tools, train, splits } = self;
+        let (stage, pretrained) = build::stage(&session.plan, tools, plan.phase, stage1)?;
+        let trainable = stage.trainable();
+        let mut optimizer = AdamW::new(&trainable, &pretrained, &plan.optim);
+        let mut state = TrainState::default();
+        if let Some((loaded, resumed_state)) = resumed {
+            for warning in &loaded.warnings {
+                session.metrics.warn(warning.clone());
+            }
+            build::copy_weights(&trainable, &all_to_torch(&loaded.snapshot.model), &loaded.path)?;
+            optimizer.restore(&loaded.snapshot.optimizer)?;
+            state = resumed_state;
+        }
+        let parameters: u64 = trainable.values().map(|p| p.numel() as u64).sum();
+        session.ledger.trainable.insert(plan.phase, parameters);
+        session.ledger.bytes_per_step.insert(plan.phase, 4 * parameters);
+        session.metrics.line(&format!(
+            "{}: {parameters} trainable parameters, {:.1} MB reduced per step and rank, from step {}",
+            plan.phase.name(),
+            4e-6 * parameters as f64,
+            state.step
+        ));
+        session.metrics.begin_phase(plan.phase, plan.steps, state.step);
+        let checkpoints = Checkpoints::open(plan, session.is_rank0(), session.config_text.clone())?;
+        let (device, autocast) = (session.plan.device, session.plan.autocast);
+        let validate = |stage: &Stage| {
+            torch_bridge::autocast(device, autocast, || selection_score(stage, splits, device))
+        };
+        let config = session.plan.config.clone();
+        let tokenizer = match plan.phase {
+            Phase::Stage1 => StageTokenizer::One(&tools.wordpiece, config.data.max_text_tokens),
+            _ => StageTokenizer::Two(&tools.lm_captions),
+        };
+        let label = data::TextPolicy::Label;
+        let pairs = PairSource {
+            corpus: train,
+            order: data::Order::new(config.run.seed.wrapping_add(plan.phase as u64), train.examples.len()),
+            // The language model is to say the caption, not the tags.
+            texts: if plan.phase == Phase::Stage1 { &config.data.texts } else { &label },
+            tokenizer,
+            seed: config.run.seed,
+            rank: session.plan.world.rank,
+            world_size: session.plan.world.world_size,
+            device,
+        };
+        let mut trainer =
+            Trainer { session, plan, stage, optimizer, pairs, checkpoints, validate: &validate, state };
+        trainer.run()?;
+        let seconds = trainer.state.train_seconds;
+        let pairs_per_second = trainer.state.pairs_seen as f64 / seconds;
+        drop(trainer);
+        self.session.metrics.end_phase();
+        // Rank 0's last checkpoint is on the disk before anybody reads it.
+        self.session.group.barrier()?;
+        self.session.ledger.pairs_per_second.insert(plan.phase, pairs_per_second);
+        self.account(plan.phase, seconds)
+    }
+
+    /// Writes a phase's seconds and the memory of all ranks so far.
+    pub(crate) fn account(&mut self, phase: Phase, seconds: f64) -> Result<(), TrainError> {
+        let peak = monitor::memory::peak_rss_bytes().unwrap_or(0) as f64;
+        let mut sum = Tensor::from_slice(&[peak]).to_device(self.session.plan.device);
+        self.session.group.all_reduce_sum(&mut sum)?;
+        let ledger = &mut self.session.ledger;
+        ledger.peak_rss_bytes = ledger.peak_rss_bytes.max(sum.double_value(&[0]) as u64);
+        ledger.seconds.insert(phase, seconds);
+        if self.session.is_rank0() { self.session.ledger.save() } else { Ok(()) }
+    }
+}
+
+/// Mean over the selection splits of R@1 and R@10, both ways, by ITC: R@1 alone is too noisy on 69 pictures.
+fn selection_score(stage: &Stage, splits: &[Split], device: tch::Device) -> Validation {
+    let mut metrics = BTreeMap::new();
+    let mut scores = Vec::new();
+    if let Stage::One(stage1, _) = stage {
+        for split in splits.iter().filter(|split| split.select) {
+            // A feature file that became unreadable ends the run at the next step; here it only costs a score.
+            let Ok(found) = evaluate::by_itc(stage1, split, device) else { continue };
+            for (way, recalls) in [("i2t", found.i2t), ("t2i", found.t2i)] {
+                metrics.insert(format!("{}_{way}_r1", split.name), recalls.r1);
+                metrics.insert(format!("{}_{way}_r10", split.name), recalls.r10);
+                scores.extend([recalls.r1, recalls.r10]);
+            }
+        }
+    }
+    let score = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+    metrics.insert("selection_score".into(), score);
+    Validation { score, metrics }
+}

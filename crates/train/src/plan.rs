@@ -1,0 +1,236 @@
+//! Every derived number of a run, made once from the config and the world.
+//!
+//! After this nothing divides a batch size and nothing re-checks the config.
+
+use std::path::{Path, PathBuf};
+
+use launch::World;
+use monitor::Phase;
+use tch::{Device, Kind};
+
+use crate::config::{ComputeDtype, Config, DeviceChoice, OptimConfig, StageConfig};
+use crate::error::TrainError;
+
+/// What this rank does, in numbers.
+pub struct Plan {
+    /// The config as written.
+    pub config: Config,
+    /// Who this rank is.
+    pub world: World,
+    /// Where tensors live.
+    pub device: Device,
+    /// Autocast dtype of the trainable part; `None` = fp32.
+    pub autocast: Option<Kind>,
+    /// Representation learning.
+    pub stage1: StagePlan,
+    /// Generative learning on top of stage 1.
+    pub stage2: StagePlan,
+    /// The same from a fresh Q-Former, where the config asks for it.
+    pub stage2_without_stage1: Option<StagePlan>,
+}
+
+/// One phase of training, in numbers.
+#[derive(Clone, Debug)]
+pub struct StagePlan {
+    /// Its name in metrics and checkpoints.
+    pub phase: Phase,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Pairs of all ranks in one optimizer step.
+    pub global_batch: usize,
+    /// Pairs of one rank in one forward.
+    pub micro_batch: usize,
+    /// Forwards in one optimizer step.
+    pub grad_accum_steps: usize,
+    /// Pairs that meet in one ITC pass.
+    pub contrast_batch: usize,
+    /// Learning rate by step.
+    pub schedule: Schedule,
+    /// AdamW.
+    pub optim: OptimConfig,
+    /// Steps between checkpoints.
+    pub checkpoint_every_steps: u64,
+    /// Checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Steps between validations; 0 = never.
+    pub validate_every_steps: u64,
+    /// Where its checkpoints are.
+    pub checkpoint_dir: PathBuf,
+}
+
+/// Linear warm-up from zero, then a cosine per step (paper section 3.4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// Top of the warm-up.
+    pub peak_lr: f64,
+    /// End of the cosine.
+    pub min_lr: f64,
+    /// Steps of warm-up.
+    pub warmup_steps: u64,
+    /// Steps in all.
+    pub steps: u64,
+}
+
+impl Schedule {
+    /// Learning rate of optimizer step `step` (from 0).
+    #[must_use]
+    pub fn lr(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak_lr * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        let done = (step - self.warmup_steps) as f64;
+        let whole = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * (done / whole).min(1.0)).cos());
+        self.min_lr + (self.peak_lr - self.min_lr) * cosine
+    }
+}
+
+impl Plan {
+    /// Checks the config against this world and derives every number.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] naming the key that cannot be met and the remedy.
+    pub fn new(config: Config, world: World, path: &Path) -> Result<Self, TrainError> {
+        let device = device(&config, &world, path)?;
+        let autocast = autocast(config.run.compute_dtype, device);
+        let stage = |phase, stage: &StageConfig, key: &str| {
+            StagePlan::new(phase, stage, key, &config.run.dir, world.world_size)
+                .map_err(|detail| TrainError::Config { path: path.to_owned(), detail })
+        };
+        let stage1 = stage(Phase::Stage1, &config.stage1, "stage1")?;
+        if stage1.grad_accum_steps > 1 {
+            return Err(TrainError::Config {
+                path: path.to_owned(),
+                detail: format!(
+                    "stage1: global_batch {} in micro-batches of {} on {} ranks would accumulate, which takes \
+                     negatives away from ITC; leave out stage1.micro_batch, or lower stage1.global_batch",
+                    stage1.global_batch, stage1.micro_batch, world.world_size
+                ),
+            });
+        }
+        let stage2 = stage(Phase::Stage2, &config.stage2, "stage2")?;
+        let stage2_without_stage1 = match config.evaluation.without_stage1 {
+            true => Some(stage(Phase::Stage2WithoutStage1, &config.stage2, "stage2")?),
+            false => None,
+        };
+        Ok(Self { config, world, device, autocast, stage1, stage2, stage2_without_stage1 })
+    }
+
+    /// The lines that `blip2 plan` and the start of a run print.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = format!(
+            "run {} in {}: {} rank(s) on {:?}, forward in {}",
+            self.config.run.name,
+            self.config.run.dir.display(),
+            self.world.world_size,
+            self.device,
+            self.autocast.map_or("fp32".into(), |kind| format!("{kind:?} autocast")),
+        );
+        for stage in [Some(&self.stage1), Some(&self.stage2), self.stage2_without_stage1.as_ref()].into_iter().flatten()
+        {
+            text += &format!(
+                "\n  {}: {} steps x {} pairs ({} per rank x {} ranks x {} micro-steps), contrast batch {}, \
+                 peak lr {:e}, warm-up {} steps",
+                stage.phase.name(),
+                stage.steps,
+                stage.global_batch,
+                stage.micro_batch,
+                self.world.world_size,
+                stage.grad_accum_steps,
+                stage.contrast_batch,
+                stage.schedule.peak_lr,
+                stage.schedule.warmup_steps,
+            );
+        }
+        text
+    }
+}
+
+impl StagePlan {
+    fn new(phase: Phase, c: &StageConfig, key: &str, dir: &Path, world_size: usize) -> Result<Self, String> {
+        if c.steps == 0 || c.checkpoint_every_steps == 0 {
+            return Err(format!("{key}.steps and {key}.checkpoint_every_steps must be at least 1"));
+        }
+        if c.optim.warmup_steps > c.steps {
+            return Err(format!(
+                "{key}.optim.warmup_steps = {} is longer than {key}.steps = {}",
+                c.optim.warmup_steps, c.steps
+            ));
+        }
+        if c.keep_checkpoints == 0 {
+            return Err(format!("{key}.keep_checkpoints must be at least 1"));
+        }
+        let micro_batch = c.micro_batch.unwrap_or(c.global_batch / world_size);
+        let pairs_per_pass = micro_batch * world_size;
+        if pairs_per_pass == 0 || c.global_batch % pairs_per_pass != 0 {
+            return Err(format!(
+                "{key}.global_batch = {} is no multiple of {micro_batch} pairs x {world_size} ranks; \
+                 change {key}.global_batch, {key}.micro_batch or the number of ranks",
+                c.global_batch
+            ));
+        }
+        Ok(Self {
+            phase,
+            steps: c.steps,
+            global_batch: c.global_batch,
+            micro_batch,
+            grad_accum_steps: c.global_batch / pairs_per_pass,
+            contrast_batch: pairs_per_pass,
+            schedule: Schedule {
+                peak_lr: c.optim.peak_lr,
+                min_lr: c.optim.min_lr,
+                warmup_steps: c.optim.warmup_steps,
+                steps: c.steps,
+            },
+            optim: c.optim.clone(),
+            checkpoint_every_steps: c.checkpoint_every_steps,
+            keep_checkpoints: c.keep_checkpoints,
+            validate_every_steps: c.validate_every_steps,
+            checkpoint_dir: dir.join("checkpoints").join(phase.name()),
+        })
+    }
+}
+
+fn device(config: &Config, world: &World, path: &Path) -> Result<Device, TrainError> {
+    let gpus = tch::Cuda::device_count().max(0) as usize;
+    match config.run.device {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto if gpus == 0 => Ok(Device::Cpu),
+        DeviceChoice::Cuda if gpus == 0 => Err(TrainError::Config {
+            path: path.to_owned(),
+            detail: "run.device = \"cuda\", but libtorch sees no GPU; use \"auto\", or run scripts/setup --cuda".into(),
+        }),
+        _ if world.local_rank >= gpus => Err(TrainError::Config {
+            path: path.to_owned(),
+            detail: format!(
+                "{} ranks on this machine, but {gpus} GPU(s); pass --nproc-per-node {gpus}",
+                world.local_world_size
+            ),
+        }),
+        _ => Ok(Device::Cuda(world.local_rank)),
+    }
+}
+
+fn autocast(choice: ComputeDtype, device: Device) -> Option<Kind> {
+    match choice {
+        ComputeDtype::Fp32 => None,
+        ComputeDtype::Bf16 => Some(Kind::BFloat16),
+        ComputeDtype::Auto if device.is_cuda() || torch_bridge::cpu_has_fast_bf16() => Some(Kind::BFloat16),
+        ComputeDtype::Auto => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Schedule;
+
+    #[test]
+    fn warms_up_linearly_and_ends_at_min_lr() {
+        let schedule = Schedule { peak_lr: 1.0, min_lr: 0.1, warmup_steps: 4, steps: 104 };
+        assert_eq!(schedule.lr(0), 0.25);
+        assert_eq!(schedule.lr(3), 1.0);
+        assert!((schedule.lr(54) - 0.55).abs() < 1e-12, "half way down the cosine");
+        assert!((schedule.lr(104) - 0.1).abs() < 1e-12);
+    }
+}

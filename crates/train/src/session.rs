@@ -1,0 +1,82 @@
+//! What lives as long as the process: the plan, the other ranks, the dashboards, the wish to stop.
+
+use std::path::Path;
+
+use checkpoint::RunLock;
+use collectives::ProcessGroup;
+use launch::{StopFlag, World};
+use monitor::{Metrics, Start};
+
+use crate::checkpoints;
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::ledger::Ledger;
+use crate::plan::Plan;
+
+/// One worker of one run.
+pub struct Session {
+    /// Every derived number.
+    pub plan: Plan,
+    /// The other ranks.
+    pub group: Box<dyn ProcessGroup>,
+    /// Dashboards; silent on ranks other than 0.
+    pub metrics: Metrics,
+    /// Set by SIGTERM, SIGINT, SIGUSR1.
+    pub stop: StopFlag,
+    /// What the run cost so far.
+    pub ledger: Ledger,
+    /// The resolved config as text.
+    pub config_text: String,
+    /// The last launch in this run folder had the same config.
+    pub unchanged: bool,
+    /// Held by rank 0 for as long as the session lives.
+    _lock: Option<RunLock>,
+}
+
+impl Session {
+    /// Checks the config, takes the run folder, meets the other ranks.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] for a config that cannot run, [`checkpoint::CheckpointError::Busy`] when another run holds
+    /// the folder, [`TrainError::Peer`] when the ranks do not meet.
+    pub fn open(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
+        let world = World::from_env()?;
+        launch::die_with_parent(&world)?;
+        let stop = StopFlag::install()?;
+        let config = Config::read(path, overrides)?;
+        let config_text = config.to_toml()?;
+        let plan = Plan::new(config, world, path)?;
+        let is_rank0 = plan.world.rank == 0;
+        let run_dir = plan.config.run.dir.clone();
+        let lock = if is_rank0 { Some(RunLock::acquire(&run_dir)?) } else { None };
+        let group = collectives::connect(&plan.world, plan.device)?;
+        let metrics = Metrics::open(&run_dir, is_rank0, start(&plan)?, &config_text);
+        let ledger = Ledger::open(&run_dir);
+        let kept = run_dir.join("config.toml");
+        let unchanged = std::fs::read_to_string(&kept).is_ok_and(|before| before == config_text);
+        // Every rank has looked before rank 0 writes.
+        group.barrier()?;
+        if is_rank0 {
+            checkpoint::write_durably(&kept, config_text.as_bytes())?;
+            metrics.line(&plan.describe());
+        }
+        Ok(Self { plan, group, metrics, stop, ledger, config_text, unchanged, _lock: lock })
+    }
+
+    /// True on the rank that writes.
+    #[must_use]
+    pub fn is_rank0(&self) -> bool {
+        self.plan.world.rank == 0
+    }
+}
+
+/// Where the last launch got to: the newest checkpoint of the last phase that has one.
+fn start(plan: &Plan) -> Result<Start, TrainError> {
+    let phases = [plan.stage2_without_stage1.as_ref(), Some(&plan.stage2), Some(&plan.stage1)];
+    for phase in phases.into_iter().flatten() {
+        if let Some((loaded, _)) = checkpoints::latest(phase)? {
+            return Ok(Start::Resumed { phase: phase.phase, step: loaded.step });
+        }
+    }
+    Ok(Start::Fresh)
+}

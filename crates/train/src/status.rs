@@ -1,0 +1,54 @@
+//! One small all-reduce a step, so that every decision is the same on all ranks.
+
+use std::collections::BTreeMap;
+
+use collectives::{CommError, ProcessGroup};
+use tch::Tensor;
+
+use crate::stage::StepLosses;
+use crate::trainer::mean_losses;
+
+/// What the ranks agree on after a step: losses averaged over ranks, and whether to go on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// Losses by name, mean over micro-batches and ranks.
+    pub losses: BTreeMap<String, f64>,
+    /// Other figures by name, mean over micro-batches and ranks.
+    pub metrics: BTreeMap<String, f64>,
+    /// Every rank's losses and the gradient are finite.
+    pub finite: bool,
+    /// Some rank was asked to stop.
+    pub stop: bool,
+}
+
+impl Status {
+    /// This rank's view.
+    #[must_use]
+    pub fn of(losses: &[StepLosses], grad_norm: f64, stop: bool) -> Self {
+        let named = mean_losses(losses);
+        let finite = grad_norm.is_finite() && named.values().all(|value| value.is_finite());
+        let (losses, metrics) = named.into_iter().partition(|(name, _)| name.starts_with("loss"));
+        Self { losses, metrics, finite, stop }
+    }
+
+    /// All ranks' view.
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone.
+    pub fn all_reduce(mut self, group: &dyn ProcessGroup) -> Result<Self, CommError> {
+        let world_size = group.world_size() as f64;
+        let mut packed = vec![f64::from(u8::from(self.stop)), f64::from(u8::from(!self.finite))];
+        // A rank with a NaN must not hide the other ranks' values from the log.
+        packed.extend(self.losses.values().chain(self.metrics.values()).map(|&v| if v.is_finite() { v } else { 0.0 }));
+        let mut packed = Tensor::from_slice(&packed).to_device(group.device());
+        group.all_reduce_sum(&mut packed)?;
+        let summed: Vec<f64> = Vec::try_from(&packed.to_device(tch::Device::Cpu)).unwrap_or_default();
+        let mut rest = summed.into_iter();
+        self.stop = rest.next().unwrap_or(0.0) > 0.0;
+        self.finite = rest.next().unwrap_or(1.0) == 0.0;
+        for value in self.losses.values_mut().chain(self.metrics.values_mut()) {
+            *value = rest.next().unwrap_or(f64::NAN) / world_size;
+        }
+        Ok(self)
+    }
+}

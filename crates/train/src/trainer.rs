@@ -1,0 +1,203 @@
+//! The one hub: next pairs, step, advance, record, validate, save.
+//!
+//! Each part is called once and never calls another part or the hub.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use monitor::memory::peak_rss_bytes;
+use monitor::{RecordKind, StepRecord};
+use tch::{Kind, Tensor};
+
+use crate::checkpoints::Checkpoints;
+use crate::error::TrainError;
+use crate::optim::{AdamW, clip};
+use crate::pairs::{MicroBatch, PairSource};
+use crate::plan::StagePlan;
+use crate::session::Session;
+use crate::stage::{Stage, StepLosses};
+use crate::state::{Best, TrainState};
+use crate::status::Status;
+
+/// Gradient buckets of one all-reduce, in bytes (as PyTorch's DDP).
+const BUCKET_BYTES: usize = 25 << 20;
+/// After this many steps in a row without a finite loss the run gives up.
+const MAX_NOT_FINITE_IN_A_ROW: u64 = 20;
+
+/// One phase of training on one rank.
+pub struct Trainer<'a> {
+    /// Process group, metrics, stop flag.
+    pub session: &'a mut Session,
+    /// Derived numbers of this phase.
+    pub plan: &'a StagePlan,
+    /// The model.
+    pub stage: Stage,
+    /// Its optimizer.
+    pub optimizer: AdamW,
+    /// Where pairs come from.
+    pub pairs: PairSource<'a>,
+    /// Where snapshots go.
+    pub checkpoints: Checkpoints,
+    /// Scores the model on the selection splits; higher is better.
+    pub validate: &'a dyn Fn(&Stage) -> Validation,
+    /// What is resumed.
+    pub state: TrainState,
+}
+
+/// A validation: the score that selects, and the figures behind it.
+pub struct Validation {
+    /// Higher is better.
+    pub score: f64,
+    /// Shown in the dashboards.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// What one optimizer step did, the same on every rank.
+struct StepReport {
+    status: Status,
+    lr: f64,
+    grad_norm: f64,
+    bytes_reduced: u64,
+    comm_seconds: f64,
+}
+
+impl Trainer<'_> {
+    /// Trains to the end of the phase, or until somebody asks for a stop.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] after a requested stop (a checkpoint was written), [`TrainError::NotFinite`], a lost
+    /// peer, or a disk that is full at the end of the phase.
+    pub fn run(&mut self) -> Result<(), TrainError> {
+        while self.state.step < self.plan.steps {
+            let started = Instant::now();
+            let micro_batches = self.pairs.next_step(self.plan, &self.state)?;
+            let data_wait_seconds = started.elapsed().as_secs_f64();
+            let report = self.step(&micro_batches)?;
+            let step_seconds = started.elapsed().as_secs_f64();
+            self.advance(&report, step_seconds);
+            self.record(&report, step_seconds, data_wait_seconds);
+            self.give_up_if_lost()?;
+            let improved = self.maybe_validate();
+            self.maybe_save(improved, report.status.stop);
+            if report.status.stop {
+                self.checkpoints.finish()?;
+                return Err(TrainError::Stopped {
+                    phase: self.plan.phase.name().into(),
+                    step: self.state.step,
+                });
+            }
+        }
+        self.checkpoints.finish()
+    }
+
+    /// Forward, backward, reduce, decide together, update.
+    fn step(&mut self, micro_batches: &[MicroBatch]) -> Result<StepReport, TrainError> {
+        let mut losses = Vec::with_capacity(micro_batches.len());
+        for batch in micro_batches {
+            // Dropout's generator is set anew for each forward: no state to resume, and ranks differ.
+            tch::manual_seed(batch.dropout_seed);
+            let step_losses = torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, || {
+                self.stage.losses(batch, self.session.group.as_ref())
+            })?;
+            (&step_losses.total / micro_batches.len() as f64).backward();
+            losses.push(step_losses);
+        }
+        let mut gradients = self.optimizer.gradients();
+        let reducing = Instant::now();
+        let bytes_reduced =
+            collectives::all_reduce_mean_bucketed(self.session.group.as_ref(), &gradients, BUCKET_BYTES)?;
+        let comm_seconds = reducing.elapsed().as_secs_f64();
+        let grad_norm = clip(&mut gradients, self.plan.optim.max_grad_norm);
+        let own = Status::of(&losses, grad_norm, self.session.stop.requested());
+        let status = own.all_reduce(self.session.group.as_ref())?;
+        let lr = self.plan.schedule.lr(self.state.step);
+        if status.finite {
+            self.optimizer.step(&gradients, lr);
+        }
+        self.optimizer.zero_grad();
+        Ok(StepReport { status, lr, grad_norm, bytes_reduced, comm_seconds })
+    }
+
+    fn advance(&mut self, report: &StepReport, step_seconds: f64) {
+        self.state.step += 1;
+        self.state.pairs_seen += self.plan.global_batch as u64;
+        self.state.train_seconds += step_seconds;
+        if report.status.finite {
+            self.state.not_finite_in_a_row = 0;
+        } else {
+            self.state.not_finite_in_a_row += 1;
+            self.state.steps_skipped += 1;
+        }
+    }
+
+    fn record(&mut self, report: &StepReport, step_seconds: f64, data_wait_seconds: f64) {
+        let record = StepRecord {
+            pairs_seen: self.state.pairs_seen,
+            losses: report.status.losses.clone(),
+            metrics: report.status.metrics.clone(),
+            lr: Some(report.lr),
+            grad_norm: Some(report.grad_norm),
+            pairs_per_second: self.plan.global_batch as f64 / step_seconds,
+            step_seconds,
+            data_wait_seconds,
+            comm_seconds: report.comm_seconds,
+            bytes_reduced: report.bytes_reduced,
+            peak_memory_bytes: peak_rss_bytes().unwrap_or(0),
+            ..StepRecord::new(self.plan.phase, RecordKind::Step, self.state.step)
+        };
+        self.session.metrics.record(&record);
+    }
+
+    fn give_up_if_lost(&self) -> Result<(), TrainError> {
+        if self.state.not_finite_in_a_row < MAX_NOT_FINITE_IN_A_ROW {
+            return Ok(());
+        }
+        Err(TrainError::NotFinite {
+            phase: self.plan.phase.name().into(),
+            step: self.state.step,
+            steps: self.state.not_finite_in_a_row,
+        })
+    }
+
+    /// True where this step is the best so far. Every rank computes the same score, so all agree.
+    fn maybe_validate(&mut self) -> bool {
+        let every = self.plan.validate_every_steps;
+        if every == 0 || (self.state.step % every != 0 && self.state.step != self.plan.steps) {
+            return false;
+        }
+        let (stage, validate) = (&self.stage, self.validate);
+        let validation = self.optimizer.with_average(|| tch::no_grad(|| validate(stage)));
+        let improved = self.state.best.is_none_or(|best| validation.score > best.score);
+        if improved {
+            self.state.best = Some(Best { step: self.state.step, score: validation.score });
+        }
+        self.session.metrics.record(&StepRecord {
+            pairs_seen: self.state.pairs_seen,
+            metrics: validation.metrics,
+            ..StepRecord::new(self.plan.phase, RecordKind::Validation, self.state.step)
+        });
+        improved
+    }
+
+    fn maybe_save(&mut self, improved: bool, stop: bool) {
+        let due = self.state.step % self.plan.checkpoint_every_steps == 0 || self.state.step == self.plan.steps;
+        if improved || due || stop {
+            if let Some(warning) = self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved) {
+                self.session.metrics.warn(warning);
+            }
+        }
+    }
+}
+
+/// The mean of `values` weighted equally, as plain numbers.
+pub(crate) fn mean_losses(losses: &[StepLosses]) -> BTreeMap<String, f64> {
+    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+    for (name, value) in losses.iter().flat_map(|l| &l.named) {
+        *sums.entry((*name).to_owned()).or_default() += number(value) / losses.len() as f64;
+    }
+    sums
+}
+
+fn number(value: &Tensor) -> f64 {
+    value.to_kind(Kind::Double).double_value(&[])
+}
