@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use checkpoint::CheckpointError;
+use data::prepare::PrepareError;
 use launch::Exit;
 
 /// Errors of the command, named by what the user can do.
@@ -39,10 +41,10 @@ pub enum CommandError {
     Launch(#[from] launch::LaunchError),
     /// Data cannot be fetched or written.
     #[error(transparent)]
-    Prepare(#[from] data::prepare::PrepareError),
+    Prepare(#[from] PrepareError),
     /// A checkpoint cannot be read, or weights cannot be converted.
     #[error(transparent)]
-    Checkpoint(#[from] checkpoint::CheckpointError),
+    Checkpoint(#[from] CheckpointError),
 }
 
 impl CommandError {
@@ -50,8 +52,14 @@ impl CommandError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Launch(error) => error.exit(),
-            Self::WorkerKilled { .. } | Self::Prepare(_) => Exit::Unavailable,
-            Self::NoWorker { .. } | Self::NoRun { .. } | Self::NoCache | Self::Checkpoint(_) => Exit::Config,
+            Self::WorkerKilled { .. }
+            | Self::Prepare(PrepareError::Download { .. } | PrepareError::Io { .. })
+            | Self::Checkpoint(CheckpointError::Io { .. }) => Exit::Unavailable,
+            Self::NoWorker { .. }
+            | Self::NoRun { .. }
+            | Self::NoCache
+            | Self::Prepare(_)
+            | Self::Checkpoint(_) => Exit::Config,
         }
     }
 }

@@ -1,4 +1,5 @@
 //! Checkpoint folders from outside: what is saved comes back, what is altered is refused, what is old makes room.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

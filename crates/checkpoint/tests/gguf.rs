@@ -1,4 +1,5 @@
 //! GGUF files written here field by field, whole and damaged.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::PathBuf;
 
@@ -23,14 +24,16 @@ fn line(name: &str, sizes: &[u64], kind: u32, start: u64) -> Vec<u8> {
 
 fn gguf(settings: &[Vec<u8>], lines: &[Vec<u8>], data: &[u8]) -> Vec<u8> {
     let counts = [lines.len() as u64, settings.len() as u64].map(u64::to_le_bytes).concat();
-    let mut bytes = [&b"GGUF"[..], &3u32.to_le_bytes(), &counts, &settings.concat(), &lines.concat()].concat();
+    let mut bytes =
+        [&b"GGUF"[..], &3u32.to_le_bytes(), &counts, &settings.concat(), &lines.concat()].concat();
     bytes.resize(bytes.len().next_multiple_of(32), 0);
     [&bytes[..], data].concat()
 }
 
 /// One plain and one Q8_0 tensor.
 fn whole() -> Vec<u8> {
-    let list = [&5u32.to_le_bytes()[..], &2u64.to_le_bytes(), &7i32.to_le_bytes(), &(-1i32).to_le_bytes()].concat();
+    let list =
+        [&5u32.to_le_bytes()[..], &2u64.to_le_bytes(), &7i32.to_le_bytes(), &(-1i32).to_le_bytes()].concat();
     let settings = [
         setting("name", 8, &text("tiny")),
         setting("heads", 4, &9u32.to_le_bytes()),

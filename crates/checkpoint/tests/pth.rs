@@ -1,4 +1,5 @@
 //! `torch.save` files written here opcode by opcode, whole and damaged.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::io::{Cursor, Write};
 use std::path::PathBuf;
@@ -45,7 +46,8 @@ fn tensor(key: &str, offset: i32, shape: &[i32], stride: &[i32], legacy: bool) -
 
 /// A pickle of `{"model": {KEY: TENSOR, ...}, "epoch": 3}`.
 fn pickle(tensors: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let inner: Vec<u8> = tensors.iter().flat_map(|(key, tensor)| [text(key), tensor.clone()].concat()).collect();
+    let inner: Vec<u8> =
+        tensors.iter().flat_map(|(key, tensor)| [text(key), tensor.clone()].concat()).collect();
     let dict = |items: &[u8]| [&b"}("[..], items, b"u"].concat();
     let outer = [text("model"), dict(&inner), text("epoch"), int(3)].concat();
     [&b"\x80\x02"[..], &dict(&outer), b"."].concat()

@@ -39,11 +39,8 @@ pub fn bicubic(rgb: &[u8], row_width: usize, crop: Crop, out_width: usize, out_h
         return horizontal_passes(middle.chunks_exact(crop.width * 3), crop.width, out_width);
     }
     // The taps of an equal size would be 1 at the pixel itself: Pillow skips such a pass, and so do we.
-    let rows = if crop.height == out_height {
-        0..crop.height
-    } else {
-        vertical.first_used()..vertical.last_used()
-    };
+    let rows =
+        if crop.height == out_height { 0..crop.height } else { vertical.first_used()..vertical.last_used() };
     let middle = horizontal_passes(rows.clone().map(source_row), crop.width, out_width);
     if crop.height == out_height {
         return middle;

@@ -79,7 +79,7 @@ impl Default for TransformConfig {
             alpha: Alpha::Drop,
             max_pixels: DecodeOptions::default().max_pixels,
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
             random_resized_crop: CropConfig::default(),
             flip_probability: 0.5,
             rotate_degrees: 0.0,

@@ -1,4 +1,5 @@
 //! Decoding, resampling and normalising against Pillow's and torchvision's own numbers.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! The quick start from the real packages, where they are in the cache; nothing is downloaded here.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ fn fixture() -> Vec<Item> {
 /// The user's cache of packages when it holds all of them.
 fn cache() -> Option<PathBuf> {
     // What launch::cache_dir() does; a test may not read the environment either.
-    let printed = Command::new("sh").args(["-c", "printf %s \"${XDG_CACHE_HOME:-$HOME/.cache}\""]).output().unwrap();
+    let printed =
+        Command::new("sh").args(["-c", "printf %s \"${XDG_CACHE_HOME:-$HOME/.cache}\""]).output().unwrap();
     let cache = Path::new(&String::from_utf8(printed.stdout).unwrap()).join("blip2/packages");
     let missing: Vec<&str> =
         PACKAGES.iter().map(|package| package.file).filter(|file| !cache.join(file).exists()).collect();

@@ -1,4 +1,5 @@
 //! Text processors and WordPiece against LAVIS's own strings and ids.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::{Path, PathBuf};
 

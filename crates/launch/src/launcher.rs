@@ -151,15 +151,15 @@ impl Launcher<'_> {
             // The folder belongs to another run.
             return;
         }
+        let path = run_dir.join(FAILURE);
+        let output = match failure.last_lines.is_empty() {
+            true if cause.rank == 0 => "what it said stands above".into(),
+            true => "it said nothing".into(),
+            false => format!("its whole log: {}", failure.log.display()),
+        };
         match failure.write(run_dir) {
-            Ok(()) => (self.report)(&format!(
-                "its last lines: {}, its log: {}",
-                run_dir.join(FAILURE).display(),
-                failure.log.display()
-            )),
-            Err(error) => {
-                (self.report)(&format!("cannot write {}: {error}", run_dir.join(FAILURE).display()))
-            }
+            Ok(()) => (self.report)(&format!("report: {}; {output}", path.display())),
+            Err(error) => (self.report)(&format!("cannot write {}: {error}", path.display())),
         }
     }
 }

@@ -91,9 +91,19 @@ pub(crate) fn layer_norm(scope: &mut Scope<'_>, name: &str, width: i64, eps: f64
     LayerNorm { weight: scope.take_f32("weight", &[width]), bias: scope.take_f32("bias", &[width]), eps }
 }
 
-/// Softmax attention, scores divided by the root of the head size.
+/// Softmax attention over everything, scores divided by the root of the head size.
 ///
-/// `[B, H, T, K]` with `[B, H, S, K]` gives `[B, H, T, K]`; `mask` is added to the scores, `[B, 1, T, S]`.
-pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Tensor {
-    Tensor::scaled_dot_product_attention(query, key, value, mask, 0.0, false, None, false)
+/// `[B, H, T, K]` with `[B, H, S, K]` gives `[B, H, T, K]`.
+pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+    Tensor::scaled_dot_product_attention(query, key, value, None::<&Tensor>, 0.0, false, None, false)
+}
+
+/// As [`attention`], with `mask` `[B, 1, T, S]` added to the scores.
+///
+/// By hand: libtorch's fused kernel takes nine times as long for the gradient of a caption in bf16 on a CPU (14 ms
+/// against 1.6 for `[32, 3, 54, 64]`, one thread). The softmax sums in single precision whatever its kind.
+pub(crate) fn masked_attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &Tensor) -> Tensor {
+    let [_, _, _, size] = dims(query);
+    let scores = (query * (size as f64).powf(-0.5)).matmul(&key.transpose(2, 3)) + mask;
+    scores.softmax(-1, scores.kind()).matmul(value)
 }

@@ -23,7 +23,7 @@ pub struct EvalFile {
     pub candidates: BTreeMap<String, u64>,
     /// Captions by split.
     pub captions: BTreeMap<String, CaptionScores>,
-    /// Wall-clock seconds by phase, over all sessions of the run.
+    /// Wall-clock seconds by phase; of training phases the steps alone, over all sessions of the run.
     pub seconds: BTreeMap<Phase, f64>,
     /// Sum over all processes of the run of each one's largest resident set: an upper bound of what they held at once.
     pub peak_rss_bytes: u64,
@@ -65,15 +65,15 @@ pub struct Recalls {
 pub struct CaptionScores {
     /// Pictures that were captioned.
     pub count: u64,
-    /// CIDEr-D, 0 to 10.
+    /// CIDEr as pycocoevalcap computes it, 0 to 10 (1.0 is published as 100 points).
     pub cider: f64,
     /// Share of captions that equal the reference after normalisation, 0 to 1.
     pub exact: f64,
-    /// Share of captions that nearly equal the reference, 0 to 1.
+    /// Share of captions whose set of words has an F1 of 0.5 or more with the reference's, 0 to 1.
     pub near: f64,
-    /// CIDEr-D when the pictures are shuffled: what the language model gets without looking.
+    /// CIDEr when the pictures are shuffled: what the language model gets without looking.
     pub cider_shuffled: f64,
-    /// CIDEr-D of the control that never saw stage 1, after the same number of stage-2 steps.
+    /// CIDEr of the control that never saw stage 1, after the same number of stage-2 steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cider_without_stage1: Option<f64>,
     /// Exact matches of that control, 0 to 1.

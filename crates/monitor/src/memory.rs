@@ -83,6 +83,8 @@ fn memory_in(status: &str) -> Option<Memory> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -119,5 +121,17 @@ mod tests {
         );
         assert_eq!(memory_in("Name:\tx\n"), None);
         assert_eq!(memory_in("VmHWM:\t99999999999999999999 kB\nVmRSS: 1 kB\n"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_passed_over(
+            text in "\\PC{0,60}", pid in any::<u32>(), parent in any::<u32>(), kib in any::<u64>()
+        ) {
+            let _ = (parent_in(&text), memory_in(&text));
+            prop_assert_eq!(parent_in(&format!("{pid} ({text}) S {parent} 1 2")), Some(parent));
+            let status = format!("Name:\t{text}\nVmHWM:\t{kib} kB\nVmRSS:\t1 kB\n");
+            prop_assert_eq!(memory_in(&status).map(|memory| memory.peak_rss_bytes), kib.checked_mul(1024));
+        }
     }
 }

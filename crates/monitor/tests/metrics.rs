@@ -64,6 +64,63 @@ proptest! {
         prop_assert_eq!(fs::read(&path).expect("read"), uncut);
     }
 
+    /// Damage between records, and a tail cut anywhere, cost those lines and no others.
+    #[test]
+    fn whole_records_survive_damage_around_them(
+        damage in proptest::collection::vec(("[^\n]{0,40}", 0usize..31), 0..6), tail in 0usize..200
+    ) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join(METRICS_FILE);
+        let run = whole_run();
+        let mut text = String::new();
+        for (place, record) in run.iter().enumerate() {
+            for (bytes, _) in damage.iter().filter(|(_, at)| *at == place) {
+                text += bytes;
+                text += "\n";
+            }
+            text += &serde_json::to_string(record).expect("json");
+            text += "\n";
+        }
+        let torn = serde_json::to_string(&record(Phase::Stage2, RecordKind::Step, 11)).expect("json");
+        text += &torn[..tail.min(torn.len() - 1)];
+        fs::write(&path, &text).expect("write");
+        prop_assert_eq!(&read_records(&path).expect("read"), &run);
+        let (mut file, resumed) = MetricsFile::resume(&path, Phase::Stage2, 10).expect("resume");
+        prop_assert_eq!(&resumed.kept, &run);
+        prop_assert_eq!(resumed.torn, damage.iter().filter(|(_, at)| *at < run.len()).count() as u64
+            + u64::from(tail > 0));
+        let next = record(Phase::Stage2, RecordKind::Step, 11);
+        prop_assert!(file.append(&next).expect("append"));
+        let after = read_records(&path).expect("read");
+        prop_assert_eq!((after.len(), after.last()), (run.len() + 1, Some(&next)));
+    }
+
+    /// Every finite number comes back with the same bits, every other one as NaN.
+    #[test]
+    fn any_numbers_are_read_back(
+        numbers in proptest::collection::vec(any::<f64>(), 4), name in "\\PC{0,12}", counts in any::<(u64, u64)>()
+    ) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join(METRICS_FILE);
+        let written = StepRecord {
+            losses: BTreeMap::from([(name.clone(), numbers[0])]),
+            metrics: BTreeMap::from([(name.clone(), numbers[1])]),
+            pairs_per_second: numbers[2],
+            time_seconds: numbers[3],
+            pairs_seen: counts.0,
+            bytes_reduced: counts.1,
+            ..StepRecord::new(Phase::Stage1, RecordKind::Step, 1)
+        };
+        MetricsFile::create(&path).expect("create").append(&written).expect("append");
+        let read = read_records(&path).expect("read").remove(0);
+        let read_numbers = [read.losses[&name], read.metrics[&name], read.pairs_per_second, read.time_seconds];
+        for (ours, theirs) in numbers.iter().zip(read_numbers) {
+            let expected = if ours.is_finite() { *ours } else { f64::NAN };
+            prop_assert!(expected.to_bits() == theirs.to_bits() || (expected.is_nan() && theirs.is_nan()));
+        }
+        prop_assert_eq!((read.pairs_seen, read.bytes_reduced), counts);
+    }
+
     #[test]
     fn any_bytes_are_read_or_passed_over(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let folder = tempfile::tempdir().expect("folder");

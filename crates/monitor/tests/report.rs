@@ -54,7 +54,9 @@ fn records() -> Vec<StepRecord> {
     for (phase, floor) in [(Phase::Stage2, 1.9), (Phase::Stage2WithoutStage1, 2.6)] {
         for step in 1..=150 {
             let mut record = StepRecord::new(phase, RecordKind::Step, step);
-            record.losses.insert("loss_lm".to_owned(), falling(step, 5.2, floor));
+            let loss = falling(step, 5.2, floor);
+            record.losses =
+                [("loss", loss), ("loss_lm", loss)].map(|(name, value)| (name.to_owned(), value)).into();
             (record.lr, record.pairs_per_second) = (Some(1e-4), 10.0);
             records.push(record);
         }
@@ -164,6 +166,7 @@ fn the_page_holds_every_figure_and_loads_nothing() {
         "9.2 ×",
         "16,263,552",
         "20 min 02 s",
+        "<th scope=\"row\">features</th><td>41 s</td><td>–</td>",
         "Both runs start",
         "0.6365: only the 1:2 prior learnt",
         "✓ bow and arrow",
@@ -173,6 +176,7 @@ fn the_page_holds_every_figure_and_loads_nothing() {
         assert!(html.contains(expected), "{expected} is not on the page");
     }
     assert_eq!(html.matches("data:image/png;base64,").count(), 24);
+    assert_eq!(html.matches("<figcaption>Total loss").count(), 1, "stage 2 has one loss, drawn once");
     for banned in ["<script", "http://", "https://", "NaN", "<link", "@import"] {
         assert!(!html.contains(banned), "{banned} is on the page");
     }
@@ -236,6 +240,20 @@ proptest! {
         for mark in ["<", ">", "\"", "'"] {
             prop_assert_eq!(html.matches(mark).count(), plain.matches(mark).count());
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_refused_as_a_report(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join(ReportData::FILE);
+        fs::write(&path, &bytes).expect("write");
+        let (report, eval) = (ReportData::read(folder.path()), EvalFile::read(&path));
+        let refused = matches!(report, Err(MonitorError::Json { .. }));
+        let both_refused = refused && matches!(eval, Err(MonitorError::Json { .. }));
+        prop_assert!(both_refused);
+        let _ = Mime::of(&bytes);
     }
 }
 

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod adamw;
+mod allocator;
 mod autocast;
 mod cpu;
 mod error;
@@ -13,6 +14,7 @@ mod store;
 mod sys;
 
 pub use adamw::{AdamWStep, fused_adamw};
+pub use allocator::keep_freed_memory;
 pub use autocast::autocast;
 pub use cpu::cpu_has_fast_bf16;
 pub use error::BridgeError;

@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
 use model::{
-    ItgWeighting, LanguageConfig, LanguageModel, NegativeWeighting, QformerConfig, Stage1, Stage1Config, Stage2,
-    TextBranchConfig, VisionEncoder, Weights,
+    ItgWeighting, LanguageConfig, LanguageModel, NegativeWeighting, QformerConfig, Stage1, Stage1Config,
+    Stage2, TextBranchConfig, VisionEncoder, Weights,
 };
 use monitor::Phase;
 use serde::Deserialize;
@@ -250,5 +250,8 @@ pub(crate) fn describe(plan: &Plan) -> Result<String, TrainError> {
     let config = qformer_config(&plan.config, &sizes, Phase::Stage1, &wordpiece, width(plan));
     let _stage1 = Stage1::new(&store.root(), &stage1_config(&plan.config, config));
     let parameters: usize = store.trainable_variables().iter().map(Tensor::numel).sum();
-    Ok(format!("  stage1: {parameters} trainable parameters, {:.1} MB reduced per step", 4e-6 * parameters as f64))
+    Ok(format!(
+        "  stage1: {parameters} trainable parameters, {:.1} MB reduced per step",
+        4e-6 * parameters as f64
+    ))
 }

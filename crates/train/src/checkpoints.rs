@@ -36,7 +36,13 @@ impl Checkpoints {
 
     /// Saves in the background; with `best` at once, and pinned. Returns what went wrong: a full disk does not end
     /// training.
-    pub fn save(&mut self, state: &TrainState, stage: &Stage, optimizer: &AdamW, best: bool) -> Option<String> {
+    pub fn save(
+        &mut self,
+        state: &TrainState,
+        stage: &Stage,
+        optimizer: &AdamW,
+        best: bool,
+    ) -> Option<String> {
         let writer = self.writer.as_mut()?;
         if !best && !writer.is_idle() {
             return Some(format!(

@@ -60,7 +60,9 @@ pub enum TrainError {
         step: u64,
     },
     /// The loss is no number for too long: another learning rate or dtype is needed.
-    #[error("the loss of {phase} is not finite for {steps} steps in a row, up to step {step}; lower peak_lr or use fp32")]
+    #[error(
+        "the loss of {phase} is not finite for {steps} steps in a row, up to step {step}; lower peak_lr or use fp32"
+    )]
     NotFinite {
         /// Which phase.
         phase: String,

@@ -85,8 +85,13 @@ impl FeatureFile {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(refuse)?;
         }
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(refuse)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(refuse)?;
         file.set_len(shape.bytes()).map_err(refuse)?;
         Ok(Self { file, path: path.to_owned(), shape })
     }
@@ -154,6 +159,9 @@ mod tests {
         let file = FeatureFile::open(&path).expect("open").expect("sealed");
         let read = file.read(&[(2, 1), (0, 0)]).expect("read");
         assert_eq!(read.size(), [2, 2, 2]);
-        assert_eq!(Vec::<f32>::try_from(read.view([-1])).expect("values"), [1.0, -2.0, 0.5, 3.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(read.view([-1])).expect("values"),
+            [1.0, -2.0, 0.5, 3.0, 0.0, 0.0, 0.0, 0.0]
+        );
     }
 }

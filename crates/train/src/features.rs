@@ -89,7 +89,9 @@ impl Encoder {
         session.group.barrier()?;
         FeatureFile::open(path)?.ok_or_else(|| TrainError::Read {
             path: path.to_owned(),
-            source: std::io::Error::other("the feature file is not seen by every rank: put it on a shared disk"),
+            source: std::io::Error::other(
+                "the feature file is not seen by every rank: put it on a shared disk",
+            ),
         })
     }
 
@@ -191,8 +193,11 @@ impl Sink<'_> {
     fn flush(&mut self) -> Result<(), TrainError> {
         let Some((_, _, first)) = self.batch.first() else { return Ok(()) };
         let side = first.size as i64;
-        let values: Vec<Tensor> =
-            self.batch.iter().map(|(_, _, pixels)| Tensor::from_slice(&pixels.values).view([3, side, side])).collect();
+        let values: Vec<Tensor> = self
+            .batch
+            .iter()
+            .map(|(_, _, pixels)| Tensor::from_slice(&pixels.values).view([3, side, side]))
+            .collect();
         let pixels = Tensor::stack(&values, 0).to_device(self.device);
         let features = tch::no_grad(|| self.encoder.vision.forward(&pixels)).to_kind(Kind::Half);
         for (i, (sample, view, _)) in self.batch.iter().enumerate() {

@@ -32,7 +32,8 @@ impl Ledger {
     #[must_use]
     pub fn open(run_dir: &Path) -> Self {
         let path = run_dir.join(LEDGER_FILE);
-        let kept: Option<Self> = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let kept: Option<Self> =
+            std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self { path, ..kept.unwrap_or_default() }
     }
 

@@ -7,7 +7,11 @@ use clap::{Parser, Subcommand};
 use train::TrainError;
 
 #[derive(Parser)]
-#[command(name = "blip2-worker", version, about = "one rank of a blip2 run; started by `blip2 launch`, torchrun or srun")]
+#[command(
+    name = "blip2-worker",
+    version,
+    about = "one rank of a blip2 run; started by `blip2 launch`, torchrun or srun"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -30,6 +34,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// One rank of a case with several ranks; `verify` starts it.
+    #[command(hide = true)]
+    VerifyRank {
+        /// Folder of the case.
+        case: PathBuf,
+        /// Folder for what this rank found.
+        out: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -44,9 +56,12 @@ struct RunArgs {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::train(&args.config, &args.overrides),
-        Command::RunDir(args) => train::run_dir(&args.config, &args.overrides).map(|dir| println!("{}", dir.display())),
+        Command::RunDir(args) => {
+            train::run_dir(&args.config, &args.overrides).map(|dir| println!("{}", dir.display()))
+        }
         Command::Plan(args) => train::describe(&args.config, &args.overrides).map(|text| println!("{text}")),
         Command::Verify { cases, json } => train::verify::verify(&cases, json),
+        Command::VerifyRank { case, out } => train::verify::verify_rank(&case, &out),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

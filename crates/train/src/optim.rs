@@ -55,9 +55,9 @@ impl AdamW {
             group.first_moments.push(parameter.detach().zeros_like());
             group.second_moments.push(parameter.detach().zeros_like());
         }
-        let average = config.ema_decay.map(|_| {
-            parameters.iter().map(|(name, p)| (name.clone(), p.detach().copy())).collect()
-        });
+        let average = config
+            .ema_decay
+            .map(|_| parameters.iter().map(|(name, p)| (name.clone(), p.detach().copy())).collect());
         Self { config: config.clone(), groups: groups.into_values().collect(), step: 0, average }
     }
 
@@ -177,7 +177,9 @@ impl AdamW {
         let find = |key: String| {
             map.get(&key).map(to_torch).ok_or_else(|| TrainError::Weights {
                 path: "optimizer.safetensors".into(),
-                detail: format!("{key} is missing: the checkpoint belongs to another model or optimizer config"),
+                detail: format!(
+                    "{key} is missing: the checkpoint belongs to another model or optimizer config"
+                ),
             })
         };
         self.step = find("step".into())?.int64_value(&[0]) as u64;

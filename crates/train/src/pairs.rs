@@ -98,7 +98,8 @@ impl PairSource<'_> {
         let mut texts = Vec::with_capacity(count);
         for sample in &samples {
             let id = self.corpus.examples[sample.index].sample as u64;
-            let view = Rng::new(self.seed, Stream::View, &[id, sample.epoch]).below(self.corpus.views() as u64);
+            let view =
+                Rng::new(self.seed, Stream::View, &[id, sample.epoch]).below(self.corpus.views() as u64);
             rows.push((sample.index, view as usize));
             let captions = &self.corpus.examples[sample.index].captions;
             let text = self.texts.draw(captions, self.seed, id, sample.epoch);
@@ -119,7 +120,8 @@ impl PairSource<'_> {
     /// Named by the pair's position in the whole run, so any world size draws the same.
     fn uniforms(&self, position: u64, count: usize) -> Tensor {
         let draw = |which: u64| {
-            (0..count as u64).map(move |i| Rng::new(self.seed, Stream::HardNegative, &[position + i, which]).uniform())
+            (0..count as u64)
+                .map(move |i| Rng::new(self.seed, Stream::HardNegative, &[position + i, which]).uniform())
         };
         let values: Vec<f64> = draw(0).chain(draw(1)).collect();
         Tensor::from_slice(&values).view([2, count as i64])

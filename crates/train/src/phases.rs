@@ -36,6 +36,7 @@ pub(crate) struct Run {
 /// # Errors
 /// See [`TrainError`]; its exit code tells the launcher what to do.
 pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
+    torch_bridge::keep_freed_memory();
     let session = Session::open(path, overrides)?;
     if let Some(summary) = evaluate::already_done(&session) {
         session.metrics.line(&summary);
@@ -80,7 +81,11 @@ impl Run {
     }
 
     /// Trains one phase to its end, from its newest checkpoint where there is one.
-    fn stage(&mut self, plan: &StagePlan, stage1: Option<&BTreeMap<String, Tensor>>) -> Result<(), TrainError> {
+    fn stage(
+        &mut self,
+        plan: &StagePlan,
+        stage1: Option<&BTreeMap<String, Tensor>>,
+    ) -> Result<(), TrainError> {
         let resumed = checkpoints::latest(plan)?;
         if resumed.as_ref().is_some_and(|(_, state)| state.step >= plan.steps) {
             return Ok(());

@@ -127,7 +127,9 @@ impl Plan {
             self.device,
             self.autocast.map_or("fp32".into(), |kind| format!("{kind:?} autocast")),
         );
-        for stage in [Some(&self.stage1), Some(&self.stage2), self.stage2_without_stage1.as_ref()].into_iter().flatten()
+        for stage in [Some(&self.stage1), Some(&self.stage2), self.stage2_without_stage1.as_ref()]
+            .into_iter()
+            .flatten()
         {
             text += &format!(
                 "\n  {}: {} steps x {} pairs ({} per rank x {} ranks x {} micro-steps), contrast batch {}, \
@@ -199,7 +201,9 @@ fn device(config: &Config, world: &World, path: &Path) -> Result<Device, TrainEr
         DeviceChoice::Auto if gpus == 0 => Ok(Device::Cpu),
         DeviceChoice::Cuda if gpus == 0 => Err(TrainError::Config {
             path: path.to_owned(),
-            detail: "run.device = \"cuda\", but libtorch sees no GPU; use \"auto\", or run scripts/setup --cuda".into(),
+            detail:
+                "run.device = \"cuda\", but libtorch sees no GPU; use \"auto\", or run scripts/setup --cuda"
+                    .into(),
         }),
         _ if world.local_rank >= gpus => Err(TrainError::Config {
             path: path.to_owned(),

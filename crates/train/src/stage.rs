@@ -52,10 +52,7 @@ impl Stage {
                 })
             }
             (Self::Two(stage2, _), StageText::Two(text)) => {
-                let inputs = Stage2Inputs {
-                    image: batch.features.shallow_clone(),
-                    text: text.clone(),
-                };
+                let inputs = Stage2Inputs { image: batch.features.shallow_clone(), text: text.clone() };
                 let (loss, tokens) = stage2.loss(&inputs, true);
                 let total = weighted_by_tokens(&loss, tokens, group)?;
                 Ok(StepLosses { named: vec![("loss", total.detach()), ("loss_lm", total.detach())], total })

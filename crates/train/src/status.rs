@@ -39,7 +39,9 @@ impl Status {
         let world_size = group.world_size() as f64;
         let mut packed = vec![f64::from(u8::from(self.stop)), f64::from(u8::from(!self.finite))];
         // A rank with a NaN must not hide the other ranks' values from the log.
-        packed.extend(self.losses.values().chain(self.metrics.values()).map(|&v| if v.is_finite() { v } else { 0.0 }));
+        packed.extend(
+            self.losses.values().chain(self.metrics.values()).map(|&v| if v.is_finite() { v } else { 0.0 }),
+        );
         let mut packed = Tensor::from_slice(&packed).to_device(group.device());
         group.all_reduce_sum(&mut packed)?;
         let summed: Vec<f64> = Vec::try_from(&packed.to_device(tch::Device::Cpu)).unwrap_or_default();

@@ -22,7 +22,11 @@ pub fn to_host(tensor: &Tensor) -> HostTensor {
     let count = tensor.numel();
     let mut bytes = vec![0; count * tensor.kind().elt_size_in_bytes()];
     tensor.copy_data_u8(&mut bytes, count);
-    HostTensor { dtype: dtype(tensor.kind()), shape: tensor.size().iter().map(|&n| n as usize).collect(), bytes }
+    HostTensor {
+        dtype: dtype(tensor.kind()),
+        shape: tensor.size().iter().map(|&n| n as usize).collect(),
+        bytes,
+    }
 }
 
 /// Every tensor of a safetensors file.

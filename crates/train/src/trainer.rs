@@ -96,9 +96,10 @@ impl Trainer<'_> {
         for batch in micro_batches {
             // Dropout's generator is set anew for each forward: no state to resume, and ranks differ.
             tch::manual_seed(batch.dropout_seed);
-            let step_losses = torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, || {
-                self.stage.losses(batch, self.session.group.as_ref())
-            })?;
+            let step_losses =
+                torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, || {
+                    self.stage.losses(batch, self.session.group.as_ref())
+                })?;
             (&step_losses.total / micro_batches.len() as f64).backward();
             losses.push(step_losses);
         }
@@ -180,9 +181,11 @@ impl Trainer<'_> {
     }
 
     fn maybe_save(&mut self, improved: bool, stop: bool) {
-        let due = self.state.step % self.plan.checkpoint_every_steps == 0 || self.state.step == self.plan.steps;
+        let due =
+            self.state.step % self.plan.checkpoint_every_steps == 0 || self.state.step == self.plan.steps;
         if improved || due || stop {
-            if let Some(warning) = self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved) {
+            if let Some(warning) = self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved)
+            {
                 self.session.metrics.warn(warning);
             }
         }

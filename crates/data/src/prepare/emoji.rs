@@ -154,7 +154,11 @@ impl Entry {
         let family = family::family(&self.label);
         let split = Split::of(&family);
         let tags = self.tags.into_iter().filter(|tag| !tag.eq_ignore_ascii_case(&self.label)).collect();
-        Emoji { item: Item { hexcode: self.hexcode, caption: self.label, family, group, split }, tags, pictures }
+        Emoji {
+            item: Item { hexcode: self.hexcode, caption: self.label, family, group, split },
+            tags,
+            pictures,
+        }
     }
 }
 
@@ -233,6 +237,9 @@ mod tests {
         .unwrap();
         let emoji = entry.into_emoji(4, BTreeMap::new());
         assert_eq!(emoji.tags, ["fruit", "ripe"]);
-        assert_eq!((emoji.item.family.as_str(), emoji.key(Style::Twitter)), ("red apple", "twitter-1f34e".into()));
+        assert_eq!(
+            (emoji.item.family.as_str(), emoji.key(Style::Twitter)),
+            ("red apple", "twitter-1f34e".into())
+        );
     }
 }

@@ -25,7 +25,7 @@ pub enum PrepareError {
     },
     /// A package did not come. Caller: go online and try again, or bring the file by hand.
     #[error(
-        "{package} was not downloaded in {attempts} attempts of `{command}`: {output}\nIs this machine online? If not, \
+        "{package} was not downloaded in {attempts} attempt(s) of `{command}`: {output}\nIs this machine online? If not, \
          run that command on one that is and put {file} into {}", cache.display()
     )]
     Download {
@@ -43,7 +43,9 @@ pub enum PrepareError {
         cache: PathBuf,
     },
     /// A downloaded file is not the pinned one. Caller: do not use it; the registry or a proxy changed it.
-    #[error("{package}: {file} has SHA-256 {found}, pinned is {expected}: the registry or a proxy serves another file")]
+    #[error(
+        "{package}: {file} has SHA-256 {found}, pinned is {expected}: the registry or a proxy serves another file"
+    )]
     Digest {
         /// Name and version of the package.
         package: String,

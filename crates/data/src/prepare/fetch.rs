@@ -13,8 +13,8 @@ use super::package::{Package, Registry};
 
 /// Attempts before a download is given up.
 const ATTEMPTS: u32 = 3;
-/// Lines of a failed command's output that are shown.
-const SHOWN_LINES: usize = 6;
+/// Lines of a failed command's output that are shown from each end: npm says the cause first, pip last.
+const SHOWN_LINES: usize = 4;
 
 /// Brings packages into a folder.
 pub struct Fetcher<'a> {
@@ -55,8 +55,9 @@ impl<'a> Fetcher<'a> {
                     if attempt < ATTEMPTS =>
                 {
                     let pause = self.pause * (1 << (attempt - 1));
-                    let spec = package.spec();
-                    progress(&format!("{spec}: attempt {attempt} of {ATTEMPTS} failed, again in {pause:?}: {error}"));
+                    let reason = error.to_string();
+                    let reason = reason.lines().next().unwrap_or_default();
+                    progress(&format!("attempt {attempt} of {ATTEMPTS}, again in {pause:?}: {reason}"));
                     std::thread::sleep(pause);
                     attempt += 1;
                 }
@@ -67,12 +68,13 @@ impl<'a> Fetcher<'a> {
 
     /// One download into a folder of its own, verified, then renamed into the cache: no half file is ever found there.
     fn download(&self, package: &Package, attempt: u32) -> Result<(), PrepareError> {
-        let fresh = tempfile::tempdir_in(self.cache).map_err(PrepareError::io("create a folder in", self.cache))?;
+        let fresh =
+            tempfile::tempdir_in(self.cache).map_err(PrepareError::io("create a folder in", self.cache))?;
         self.run(package, fresh.path(), attempt)?;
         let file = fresh.path().join(package.file);
         if !file.exists() {
             let output = format!("it ended well and left no {}", package.file);
-            return Err(self.failed(package, self.command(package, fresh.path(), 0), attempt, output));
+            return Err(self.failed(package, self.command(package, 0), attempt, output));
         }
         let found = sha256(&file).map_err(PrepareError::io("read", &file))?;
         if found != package.sha256 {
@@ -86,14 +88,14 @@ impl<'a> Fetcher<'a> {
     /// Runs the first way of calling the client that starts.
     fn run(&self, package: &Package, into: &Path, attempt: u32) -> Result<(), PrepareError> {
         for way in 0..self.ways(package).len() {
-            let command = self.command(package, into, way);
+            let command = self.command(package, way);
             let output = match Command::new(&command[0]).args(&command[1..]).current_dir(into).output() {
                 Ok(output) if output.status.success() => return Ok(()),
                 Ok(output) => [output.stdout, output.stderr].concat(),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => error.to_string().into_bytes(),
             };
-            return Err(self.failed(package, command, attempt, last_lines(&output)));
+            return Err(self.failed(package, command, attempt, shown_lines(&output)));
         }
         Err(PrepareError::ToolMissing {
             package: package.spec(),
@@ -101,7 +103,7 @@ impl<'a> Fetcher<'a> {
                 Registry::Npm => "npm (Node.js)",
                 Registry::PyPi => "pip (Python)",
             },
-            command: self.command(package, into, 0).join(" "),
+            command: self.command(package, 0).join(" "),
             file: package.file,
             cache: self.cache.to_path_buf(),
         })
@@ -114,13 +116,12 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    fn command(&self, package: &Package, into: &Path, way: usize) -> Vec<String> {
-        let (spec, into) = (package.spec(), into.display().to_string());
+    /// The client leaves the file in its working directory, so the command is the one a person would type.
+    fn command(&self, package: &Package, way: usize) -> Vec<String> {
+        let spec = package.spec();
         let arguments: &[&str] = match package.registry {
-            Registry::Npm => &["pack", &spec, "--pack-destination", &into],
-            Registry::PyPi => {
-                &["download", "--no-deps", "--disable-pip-version-check", "--no-input", "--dest", &into, &spec]
-            }
+            Registry::Npm => &["pack", &spec],
+            Registry::PyPi => &["download", "--no-deps", "--disable-pip-version-check", "--no-input", &spec],
         };
         let mut command = self.ways(package)[way].clone();
         command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
@@ -161,10 +162,15 @@ pub fn sha256(path: &Path) -> io::Result<String> {
     }
 }
 
-fn last_lines(output: &[u8]) -> String {
+/// The first and last lines of what a command said.
+fn shown_lines(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+    if lines.len() <= 2 * SHOWN_LINES {
+        return lines.join("\n");
+    }
+    let (first, last) = (&lines[..SHOWN_LINES], &lines[lines.len() - SHOWN_LINES..]);
+    [first, &["..."], last].concat().join("\n")
 }
 
 #[cfg(test)]
@@ -185,7 +191,7 @@ mod tests {
         credit: "nobody",
     };
 
-    /// A client that runs `script`; `$4` is the destination, `$0.log` counts the calls.
+    /// A client that runs `script`; `$0.log` counts the calls.
     fn fetcher<'a>(dir: &'a Path, cache: &'a Path, script: &str) -> Fetcher<'a> {
         let client = dir.join("client");
         std::fs::write(&client, format!("#!/bin/sh\necho \"$*\" >> $0.log\n{script}\n")).unwrap();
@@ -202,7 +208,7 @@ mod tests {
     fn a_package_is_downloaded_once_and_then_found() {
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("deep/cache");
-        let fetcher = fetcher(dir.path(), &cache, "printf abc > $4/thing-1.0.0.tgz");
+        let fetcher = fetcher(dir.path(), &cache, "printf abc > thing-1.0.0.tgz");
         let path = fetcher.fetch(&PACKAGE, &mut |_| {}).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"abc");
         assert_eq!(fetcher.fetch(&PACKAGE, &mut |line| panic!("{line}")).unwrap(), path);
@@ -223,15 +229,26 @@ mod tests {
         assert_eq!(calls(dir.path()), 3);
         assert_eq!(lines.len(), 5, "{lines:?}");
         let text = error.to_string();
-        for part in ["thing@1.0.0", "pack thing@1.0.0", "ENOTFOUND", "online", "thing-1.0.0.tgz", "3 attempts"] {
+        for part in
+            ["thing@1.0.0", "pack thing@1.0.0", "ENOTFOUND", "online", "thing-1.0.0.tgz", "3 attempt(s)"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
 
     #[test]
+    fn of_long_output_both_ends_are_shown() {
+        let output: String = (0..20).map(|line| format!("line {line}\n\n")).collect();
+        let shown = shown_lines(output.as_bytes());
+        assert_eq!(shown.lines().count(), 9);
+        assert!(shown.starts_with("line 0\n") && shown.ends_with("line 19"), "{shown}");
+        assert_eq!(shown_lines(b"one\n"), "one");
+    }
+
+    #[test]
     fn the_second_attempt_may_succeed() {
         let dir = tempfile::tempdir().unwrap();
-        let script = "test $(wc -l < $0.log) -ge 2 || exit 7; printf abc > $4/thing-1.0.0.tgz";
+        let script = "test $(wc -l < $0.log) -ge 2 || exit 7; printf abc > thing-1.0.0.tgz";
         fetcher(dir.path(), dir.path(), script).fetch(&PACKAGE, &mut |_| {}).unwrap();
         assert_eq!(calls(dir.path()), 2);
     }
@@ -240,7 +257,7 @@ mod tests {
     fn another_file_than_the_pinned_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("cache");
-        let fetcher = fetcher(dir.path(), &cache, "printf abd > $4/thing-1.0.0.tgz");
+        let fetcher = fetcher(dir.path(), &cache, "printf abd > thing-1.0.0.tgz");
         let error = fetcher.fetch(&PACKAGE, &mut |_| {}).unwrap_err();
         assert!(matches!(error, PrepareError::Digest { .. }), "{error}");
         assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0);
@@ -250,8 +267,12 @@ mod tests {
     fn a_missing_client_is_named_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let gone = vec![dir.path().join("gone").display().to_string()];
-        let fetcher =
-            Fetcher { cache: dir.path(), npm: vec![gone.clone()], pip: vec![gone.clone(), gone], pause: Duration::ZERO };
+        let fetcher = Fetcher {
+            cache: dir.path(),
+            npm: vec![gone.clone()],
+            pip: vec![gone.clone(), gone],
+            pause: Duration::ZERO,
+        };
         for registry in [Registry::Npm, Registry::PyPi] {
             let error = fetcher.fetch(&Package { registry, ..PACKAGE }, &mut |_| {}).unwrap_err();
             let tool = if registry == Registry::Npm { "npm" } else { "pip" };
@@ -263,7 +284,7 @@ mod tests {
     #[test]
     fn pip_may_be_called_in_several_ways() {
         let dir = tempfile::tempdir().unwrap();
-        let mut fetcher = fetcher(dir.path(), dir.path(), "printf abc > \"$6/thing-1.0.0.tgz\"");
+        let mut fetcher = fetcher(dir.path(), dir.path(), "printf abc > thing-1.0.0.tgz");
         fetcher.pip.insert(0, vec![dir.path().join("gone").display().to_string()]);
         fetcher.fetch(&Package { registry: Registry::PyPi, ..PACKAGE }, &mut |_| {}).unwrap();
     }

@@ -110,12 +110,8 @@ fn write_shards(
     let fluent = fetcher.fetch(&package::FLUENT, progress)?;
     let emojibase = fetcher.fetch(&package::EMOJIBASE, progress)?;
     progress("shards: reading the packages");
-    let emoji = read_emoji(&Sources {
-        google: &google,
-        twitter: &twitter,
-        fluent: &fluent,
-        emojibase: &emojibase,
-    })?;
+    let emoji =
+        read_emoji(&Sources { google: &google, twitter: &twitter, fluent: &fluent, emojibase: &emojibase })?;
     let dir = out.join("shards");
     std::fs::create_dir_all(&dir).map_err(PrepareError::io("create", &dir))?;
     let mut sets = Vec::new();

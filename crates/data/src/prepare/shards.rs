@@ -66,8 +66,11 @@ pub fn write(set: Set, emoji: &[Emoji], dir: &Path) -> Result<Written, PrepareEr
     let size = if set.numbered() { shard_size(members.len()) } else { members.len().max(1) };
     let mut shards = Vec::new();
     for (number, chunk) in members.chunks(size).enumerate() {
-        let name =
-            if set.numbered() { format!("{}-{number:06}.tar", set.name) } else { format!("{}.tar", set.name) };
+        let name = if set.numbered() {
+            format!("{}-{number:06}.tar", set.name)
+        } else {
+            format!("{}.tar", set.name)
+        };
         let path = dir.join(name);
         replace(&path, |file| write_tar(chunk, set.style, file))?;
         shards.push(path);
@@ -113,7 +116,10 @@ fn append(tar: &mut tar::Builder<&mut dyn Write>, name: &str, bytes: &[u8]) -> i
 }
 
 /// Writes a file beside `path`, makes it durable and renames it.
-pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), PrepareError> {
+pub fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), PrepareError> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let attempt = || {
         let mode = std::fs::Permissions::from_mode(0o644);
@@ -164,7 +170,10 @@ mod tests {
         let sample = index.read(1).unwrap();
         assert_eq!(&*sample.key, "fluent-1f605");
         assert_eq!(sample.image, b"128517 fluent");
-        assert_eq!((sample.captions.captions, sample.captions.tags), (vec!["thing 128517".into()], vec!["tag".into()]));
+        assert_eq!(
+            (sample.captions.captions, sample.captions.tags),
+            (vec!["thing 128517".into()], vec!["tag".into()])
+        );
     }
 
     #[test]

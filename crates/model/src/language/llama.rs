@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::cache::{KvCache, Reading};
 use super::config::LlamaConfig;
 use super::{Vocabulary, root_of};
-use crate::layers::{Linear, attention, dims, linear_without_bias};
+use crate::layers::{Linear, dims, linear_without_bias, masked_attention};
 use crate::weights::{Scope, Weights};
 
 /// A frozen Llama.
@@ -113,16 +113,14 @@ impl Layer {
     fn attend(&self, index: usize, x: &Tensor, heads: Heads, context: &mut Context<'_>) -> Tensor {
         let Heads { groups: n, queries_per_group: g, size: k } = heads;
         let [batch, tokens, _] = dims(x);
-        let qkv = self.qkv.forward(x).view([batch, tokens, n * g + 2 * n, k]);
-        let qk = qkv.narrow(2, 0, n * g + n);
-        let qk = &qk * &context.cos + qk.roll([k / 2], [3]) * &context.sin;
-        let keys = qk.narrow(2, n * g, n).transpose(1, 2); // [B, N, T, K]
-        let values = qkv.narrow(2, n * g + n, n).transpose(1, 2);
-        let (keys, values) = context.reading.remember(index, keys, values);
+        let qkv = self.qkv.forward(x).view([batch, tokens, n * g + 2 * n, k]).split_with_sizes([n * g + n, n], 2);
+        let (qk, values) = (&qkv[0], qkv[1].transpose(1, 2)); // values [B, N, T, K]
+        let qk = (qk * &context.cos + qk.roll([k / 2], [3]) * &context.sin).split_with_sizes([n * g, n], 2);
+        let (keys, values) = context.reading.remember(index, qk[1].transpose(1, 2), values);
         // The G heads that share keys stand one after another as G * T rows of one head: nothing is repeated.
-        let queries = qk.narrow(2, 0, n * g).reshape([batch, tokens, n, g, k]).permute([0, 2, 3, 1, 4]);
+        let queries = qk[0].reshape([batch, tokens, n, g, k]).permute([0, 2, 3, 1, 4]);
         let queries = queries.reshape([batch, n, g * tokens, k]);
-        let out = attention(&queries, &keys, &values, Some(&context.scores_mask)); // [B, N, G * T, K]
+        let out = masked_attention(&queries, &keys, &values, &context.scores_mask); // [B, N, G * T, K]
         let out = out.reshape([batch, n, g, tokens, k]).permute([0, 3, 1, 2, 4]);
         self.out.forward(&out.reshape([batch, tokens, n * g * k]))
     }

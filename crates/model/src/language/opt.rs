@@ -6,7 +6,7 @@ use super::cache::{KvCache, Reading};
 use super::config::OptConfig;
 use super::{Vocabulary, root_of};
 use crate::layers::{
-    LayerNorm, Linear, attention, dims, fused_linear, layer_norm, linear, linear_without_bias,
+    LayerNorm, Linear, dims, fused_linear, layer_norm, linear, linear_without_bias, masked_attention,
 };
 use crate::weights::{Scope, Weights};
 
@@ -117,9 +117,9 @@ impl Layer {
     fn attend(&self, index: usize, x: &Tensor, reading: &mut Reading<'_>) -> Tensor {
         let [batch, tokens, width] = dims(x);
         let qkv = self.qkv.forward(x).view([batch, tokens, 3, self.heads, width / self.heads]);
-        let qkv = qkv.permute([2, 0, 3, 1, 4]); // [3, B, heads, T, K]
-        let (keys, values) = reading.remember(index, qkv.get(1), qkv.get(2));
-        let context = attention(&qkv.get(0), &keys, &values, Some(&reading.scores_mask)); // [B, heads, T, K]
+        let qkv = qkv.permute([2, 0, 3, 1, 4]).unbind(0); // three of [B, heads, T, K]
+        let (keys, values) = reading.remember(index, qkv[1].shallow_clone(), qkv[2].shallow_clone());
+        let context = masked_attention(&qkv[0], &keys, &values, &reading.scores_mask); // [B, heads, T, K]
         self.out.forward(&context.transpose(1, 2).reshape([batch, tokens, width]))
     }
 

@@ -196,7 +196,7 @@ impl Block {
         let [batch, tokens, width] = dims(x);
         let qkv = self.qkv.forward(x).view([batch, tokens, 3, self.heads, width / self.heads]);
         let qkv = qkv.permute([2, 0, 3, 1, 4]); // [3, B, H, P, K]
-        let context = attention(&qkv.get(0), &qkv.get(1), &qkv.get(2), None); // [B, H, P, K]
+        let context = attention(&qkv.get(0), &qkv.get(1), &qkv.get(2)); // [B, H, P, K]
         context.transpose(1, 2).reshape([batch, tokens, width])
     }
 }

@@ -54,7 +54,9 @@ pub(super) fn stage2(records: &[StepRecord]) -> Vec<Chart> {
             records.iter().copied().filter(|record| record.kind == kind).collect();
         let named =
             |record: &StepRecord, name: &str| record.losses.get(name).or(record.metrics.get(name)).copied();
-        for name in names(&of_kind, |record| record.losses.keys().chain(record.metrics.keys())) {
+        // Stage 2 has one loss: its total would be the same curve once more.
+        let all = names(&of_kind, |record| record.losses.keys().chain(record.metrics.keys()));
+        for name in all.into_iter().filter(|name| name != "loss") {
             let lines = phases.map(|(phase, label, tone)| {
                 line(label, tone, &of_kind, kind, |record| {
                     (record.phase == phase).then(|| named(record, &name))?

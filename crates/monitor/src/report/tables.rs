@@ -1,11 +1,13 @@
 //! The tables of the page: retrieval beside references and chance, captions beside their controls, the phases.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::data::ReportData;
+use super::data::{PhaseFacts, ReportData};
 use super::html::{Text, count, percent};
 use crate::eval_file::{Directions, Recalls};
 use crate::progress::{bytes_text, seconds_text};
+use crate::record::Phase;
 
 /// Retrieval of one split: ours, the references, chance.
 pub(super) fn retrieval(html: &mut String, data: &ReportData) {
@@ -15,7 +17,8 @@ pub(super) fn retrieval(html: &mut String, data: &ReportData) {
             candidates.map_or(String::new(), |n| format!("<span class=\"ways\">1 of {}</span>", count(n)));
         let _ = write!(
             html,
-            "<section class=\"split\"><h3>{} {ways}</h3><p class=\"what\">{}</p><div class=\"scroll\"><table class=\"recalls\">\
+            "<section class=\"split\"><h3>{} {ways}</h3><p class=\"what\">{}</p><div class=\"scroll\">\
+             <table class=\"recalls\"><col class=\"name\"><col class=\"wide\"><col><col><col class=\"wide\"><col><col>\
              <thead><tr><th rowspan=\"2\" class=\"name\"></th><th colspan=\"3\" class=\"group gap\">image to text</th>\
              <th colspan=\"3\" class=\"group gap\">text to image</th></tr><tr><th class=\"gap\">R@1</th><th>R@5</th>\
              <th>R@10</th><th class=\"gap\">R@1</th><th>R@5</th><th>R@10</th></tr></thead><tbody>",
@@ -74,8 +77,8 @@ pub(super) fn captions(html: &mut String, data: &ReportData) {
          <th>ours is</th><th class=\"gap\">CIDEr</th><th>exact %</th></tr></thead><tbody>",
     );
     for (split, scores) in data.ordered(&data.eval.captions) {
-        let ratio = scores.ratio_to_shuffled().map_or("–".to_owned(), |ratio| format!("{ratio:.1} ×"));
-        let optional = |value: Option<f64>, show: fn(f64) -> String| value.map_or("–".to_owned(), show);
+        let ratio = scores.ratio_to_shuffled().map_or_else(nothing, |ratio| format!("{ratio:.1} ×"));
+        let optional = |value: Option<f64>, show: fn(f64) -> String| value.map_or_else(nothing, show);
         let _ = write!(
             html,
             "<tr><th scope=\"row\">{}<small>{}</small></th><td>{}</td><td class=\"strong gap\">{:.3}</td>\
@@ -94,7 +97,7 @@ pub(super) fn captions(html: &mut String, data: &ReportData) {
     html.push_str("</tbody></table></div></div>");
 }
 
-/// The facts of the run, and a row per phase.
+/// The facts of the run, and a table of its phases.
 pub(super) fn facts(html: &mut String, data: &ReportData) {
     let facts = &data.facts;
     let mut pairs = vec![
@@ -110,28 +113,42 @@ pub(super) fn facts(html: &mut String, data: &ReportData) {
     for (name, value) in &pairs {
         let _ = write!(html, "<div><dt>{}</dt><dd>{}</dd></div>", Text(name), Text(value));
     }
+    html.push_str("</dl>");
+    phases(html, data);
+}
+
+/// A row for every phase that took time or is told of, in the order of a run.
+fn phases(html: &mut String, data: &ReportData) {
     html.push_str(
-        "</dl><div class=\"sheet\"><div class=\"scroll\"><table><thead><tr><th class=\"name\">phase</th><th>time</th><th>steps</th><th>pairs</th>\
-         <th>pairs/s</th><th>trainable parameters</th><th>reduced per step</th></tr></thead><tbody>",
+        "<div class=\"sheet\"><div class=\"scroll\"><table><thead><tr><th class=\"name\">phase</th><th>time</th>\
+         <th>steps</th><th>pairs</th><th>pairs/s</th><th>trainable parameters</th><th>reduced per step</th></tr></thead>\
+         <tbody>",
     );
-    for phase in &facts.phases {
-        let nothing = || "–".to_owned();
-        let seconds =
-            data.eval.seconds.get(&phase.phase).map_or_else(nothing, |seconds| seconds_text(*seconds));
+    let told = data.facts.phases.iter().map(|facts| facts.phase);
+    let all: BTreeSet<Phase> = told.chain(data.eval.seconds.keys().copied()).collect();
+    for phase in all {
+        let facts = data.facts.phases.iter().find(|facts| facts.phase == phase);
+        let figure = |of: fn(&PhaseFacts) -> u64, show: fn(u64) -> String| {
+            facts.map(of).filter(|&number| number > 0).map_or_else(nothing, show)
+        };
+        let seconds = data.eval.seconds.get(&phase).map_or_else(nothing, |&seconds| seconds_text(seconds));
         let speed =
-            data.eval.pairs_per_second.get(&phase.phase).map_or_else(nothing, |speed| format!("{speed:.1}"));
-        let or_nothing =
-            |number: u64, show: fn(u64) -> String| if number == 0 { nothing() } else { show(number) };
+            data.eval.pairs_per_second.get(&phase).map_or_else(nothing, |speed| format!("{speed:.1}"));
         let _ = write!(
             html,
             "<tr><th scope=\"row\">{}</th><td>{seconds}</td><td>{}</td><td>{}</td><td>{speed}</td><td>{}</td>\
              <td>{}</td></tr>",
-            phase.phase.name().replace('_', " "),
-            or_nothing(phase.steps, count),
-            or_nothing(phase.pairs, count),
-            or_nothing(phase.trainable_parameters, count),
-            or_nothing(phase.bytes_reduced_per_step, bytes_text),
+            phase.name().replace('_', " "),
+            figure(|facts| facts.steps, count),
+            figure(|facts| facts.pairs, count),
+            figure(|facts| facts.trainable_parameters, count),
+            figure(|facts| facts.bytes_reduced_per_step, bytes_text),
         );
     }
     html.push_str("</tbody></table></div></div>");
+}
+
+/// What stands where there is no figure.
+fn nothing() -> String {
+    "–".to_owned()
 }

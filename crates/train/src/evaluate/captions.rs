@@ -60,7 +60,8 @@ impl Writer<'_> {
     pub fn captions(self, stage2: &Stage, without_stage1: Option<&Stage>) -> Result<Captions, TrainError> {
         let generated = self.write(stage2)?;
         let without_stage1 = without_stage1.map(|stage| self.write(stage)).transpose()?;
-        let references = self.pictures.iter().map(|&picture| self.split.caption(picture).to_owned()).collect();
+        let references =
+            self.pictures.iter().map(|&picture| self.split.caption(picture).to_owned()).collect();
         Ok(Captions { pictures: self.pictures, references, generated, without_stage1 })
     }
 

@@ -54,7 +54,11 @@ pub(crate) fn already_done(session: &Session) -> Option<String> {
         return None;
     }
     let eval = EvalFile::read(&dir.join(EVAL_FILE)).ok()?;
-    Some(format!("this run has ended; remove {} to start over\n{}", dir.display(), report::headline(&eval, dir)))
+    Some(format!(
+        "this run has ended; remove {} to start over\n{}",
+        dir.display(),
+        report::headline(&eval, dir)
+    ))
 }
 
 /// Scores the handed-over stages on every shown split and writes the report; ranks share the work.
@@ -109,7 +113,9 @@ fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitRes
     let world_size = session.group.world_size();
     let pictures: usize = shown
         .iter()
-        .map(|(_, split)| split.len() + split.len().min(config.max_captions) * (1 + usize::from(config.without_stage1)))
+        .map(|(_, split)| {
+            split.len() + split.len().min(config.max_captions) * (1 + usize::from(config.without_stage1))
+        })
         .sum();
     session.metrics.begin_phase(Phase::Evaluation, (pictures / world_size) as u64, 0);
     let bar =
@@ -137,7 +143,10 @@ fn eval_file(run: &Run, results: &BTreeMap<String, SplitResult>) -> EvalFile {
     let ledger = &run.session.ledger;
     let candidates = run.splits.iter().filter(|split| !split.hidden);
     EvalFile {
-        retrieval: of(|r| RetrievalScores { itc: directions(r.retrieval.itc), itm: directions(r.retrieval.itm) }),
+        retrieval: of(|r| RetrievalScores {
+            itc: directions(r.retrieval.itc),
+            itm: directions(r.retrieval.itm),
+        }),
         candidates: candidates.map(|split| (split.name.clone(), split.len() as u64)).collect(),
         captions: results.iter().map(|(name, r)| (name.clone(), r.captions.scores())).collect(),
         seconds: ledger.seconds.clone(),

@@ -42,7 +42,8 @@ pub(super) fn headline(eval: &EvalFile, dir: &Path) -> String {
             itm.r1, itm.r10, itc.r1, itc.r10
         );
         if let Some(captions) = eval.captions.get(split) {
-            text += &format!("; CIDEr {:.3}, shuffled pictures {:.3}", captions.cider, captions.cider_shuffled);
+            text +=
+                &format!("; CIDEr {:.3}, shuffled pictures {:.3}", captions.cider, captions.cider_shuffled);
             if let Some(without) = captions.cider_without_stage1 {
                 text += &format!(", without stage 1 {without:.3}");
             }
@@ -125,7 +126,9 @@ fn phase_facts(run: &Run, stage: &StagePlan) -> PhaseFacts {
 
 fn splits(run: &Run) -> Vec<SplitFacts> {
     let shown = run.splits.iter().filter(|split| !split.hidden);
-    shown.map(|split| SplitFacts { name: split.name.clone(), description: split.description.clone() }).collect()
+    shown
+        .map(|split| SplitFacts { name: split.name.clone(), description: split.description.clone() })
+        .collect()
 }
 
 fn references(run: &Run) -> Vec<ReferenceRow> {
@@ -163,7 +166,11 @@ fn gallery(run: &Run, results: &BTreeMap<String, SplitResult>) -> Result<Vec<Gal
                 reference: captions.references[place].clone(),
                 generated: captions.generated[place].clone(),
                 generated_without_stage1: captions.without_stage1.as_ref().map(|texts| texts[place].clone()),
-                nearest_by_itc: result.retrieval.best_text.get(pair).map(|&text| split.caption(text).to_owned()),
+                nearest_by_itc: result
+                    .retrieval
+                    .best_text
+                    .get(pair)
+                    .map(|&text| split.caption(text).to_owned()),
             });
         }
     }

@@ -93,7 +93,8 @@ fn candidate_texts(similarity: &Tensor, candidates: usize) -> Vec<BTreeSet<i64>>
         let (_, columns) = matrix.topk(candidates as i64, 1, true, false);
         (0..matrix.size()[0]).map(|row| Vec::try_from(columns.get(row)).unwrap_or_default()).collect()
     };
-    let mut wanted: Vec<BTreeSet<i64>> = top(similarity).into_iter().map(|texts| texts.into_iter().collect()).collect();
+    let mut wanted: Vec<BTreeSet<i64>> =
+        top(similarity).into_iter().map(|texts| texts.into_iter().collect()).collect();
     for (text, images) in top(&similarity.tr().contiguous()).into_iter().enumerate() {
         for image in images {
             wanted[image as usize].insert(text as i64);
@@ -127,7 +128,8 @@ fn itm_matrix(
             let columns: Vec<usize> = some.iter().map(|&(_, text)| text as usize).collect();
             let texts = split.texts_of(&columns).to_device(device);
             let logits = stage1.itm_scores(&images, &Tensor::from_slice(&rows).to_device(device), &texts);
-            let logits = Vec::<f32>::try_from(logits.to_device(Device::Cpu).to_kind(Kind::Float)).unwrap_or_default();
+            let logits =
+                Vec::<f32>::try_from(logits.to_device(Device::Cpu).to_kind(Kind::Float)).unwrap_or_default();
             for (&(place, text), logit) in some.iter().zip(logits) {
                 scored[chunk[place] * n + text as usize] = logit;
             }
@@ -155,5 +157,8 @@ fn sum_over_ranks(local: Tensor, group: &dyn ProcessGroup) -> Result<Tensor, Com
 fn recalls(scores: &Tensor) -> TwoWays {
     let n = scores.size()[0] as usize;
     let flat = |matrix: &Tensor| Vec::<f32>::try_from(matrix.contiguous().view([-1])).unwrap_or_default();
-    TwoWays { i2t: score::diagonal_recalls(&flat(scores), n), t2i: score::diagonal_recalls(&flat(&scores.tr()), n) }
+    TwoWays {
+        i2t: score::diagonal_recalls(&flat(scores), n),
+        t2i: score::diagonal_recalls(&flat(&scores.tr()), n),
+    }
 }

@@ -36,7 +36,9 @@ impl Split {
         max_text_tokens: usize,
     ) -> Result<Self, TrainError> {
         let members: Vec<usize> = (0..corpus.examples.len())
-            .filter(|&i| config.key_prefix.as_ref().is_none_or(|prefix| corpus.examples[i].key.starts_with(prefix)))
+            .filter(|&i| {
+                config.key_prefix.as_ref().is_none_or(|prefix| corpus.examples[i].key.starts_with(prefix))
+            })
             .collect();
         let captions: Vec<String> = members.iter().map(|&i| corpus.examples[i].caption.clone()).collect();
         let tokens = tokenizer.encode_tight(&captions, max_text_tokens)?;
