@@ -39,31 +39,19 @@ pub(crate) fn linear(scope: &mut Scope<'_>, name: &str, [inputs, outputs]: [i64;
 }
 
 /// `{name}.weight` `[out, in]`, and no bias.
-pub(crate) fn linear_without_bias(
-    scope: &mut Scope<'_>,
-    name: &str,
-    [inputs, outputs]: [i64; 2],
-) -> Linear {
+pub(crate) fn linear_without_bias(scope: &mut Scope<'_>, name: &str, [inputs, outputs]: [i64; 2]) -> Linear {
     let weight = scope.at(name).take_f32("weight", &[outputs, inputs]);
     Linear::new(&weight, None, scope.kind())
 }
 
 /// As [`linear`], still single precision, for what is fused.
-pub(crate) fn linear_f32(
-    scope: &mut Scope<'_>,
-    name: &str,
-    [inputs, outputs]: [i64; 2],
-) -> (Tensor, Tensor) {
+pub(crate) fn linear_f32(scope: &mut Scope<'_>, name: &str, [inputs, outputs]: [i64; 2]) -> (Tensor, Tensor) {
     let mut scope = scope.at(name);
     (scope.take_f32("weight", &[outputs, inputs]), scope.take_f32("bias", &[outputs]))
 }
 
 /// Several layers that read the same input, as one: `[in]` to all outputs one after another.
-pub(crate) fn fused_linear(
-    scope: &mut Scope<'_>,
-    names: &[&str],
-    [inputs, outputs]: [i64; 2],
-) -> Linear {
+pub(crate) fn fused_linear(scope: &mut Scope<'_>, names: &[&str], [inputs, outputs]: [i64; 2]) -> Linear {
     let parts: Vec<(Tensor, Tensor)> =
         names.iter().map(|name| linear_f32(scope, name, [inputs, outputs])).collect();
     let (weights, biases): (Vec<Tensor>, Vec<Tensor>) = parts.into_iter().unzip();

@@ -150,11 +150,10 @@ impl Scope<'_> {
 
     /// A weight that stays in single precision: norms, positions, and what is folded before it is converted.
     pub(crate) fn take_f32(&mut self, name: &str, shape: &[i64]) -> Tensor {
-        self.weights.take(&format!("{}{name}", self.prefix), shape).to_device(self.device).to_kind(Kind::Float)
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.weights.has(&format!("{}{name}", self.prefix))
+        self.weights
+            .take(&format!("{}{name}", self.prefix), shape)
+            .to_device(self.device)
+            .to_kind(Kind::Float)
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {

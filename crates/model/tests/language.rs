@@ -1,5 +1,7 @@
 //! The frozen language models against transformers, and generation with a cache against recomputing everything.
 
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+
 mod common;
 
 use common::{Case, Tensors, assert_close};
@@ -80,7 +82,7 @@ fn padding_on_either_side_changes_nothing() {
         let model = open(&case, Kind::Float);
         let (ids, mask) = (&case.tensors("inputs")["prompt_ids"], &case.tensors("inputs")["prompt_mask"]);
         // The same prompts, padded on the right.
-        let (order, _) = mask.sort(1, true).into();
+        let (order, _) = mask.sort(1, true);
         assert!(order.equal(&mask.flip([1])));
         let mut rows = Vec::new();
         for row in 0..ids.size()[0] {
@@ -120,8 +122,10 @@ fn reading_in_pieces_equals_reading_at_once() {
 }
 
 #[test]
-fn half_precision_stays_close_and_carries_the_gradient() {
-    for name in CASES {
+fn half_precision_is_as_close_as_transformers_is_and_carries_the_gradient() {
+    // Relative error of the gradient in transformers 5.23.0 with all of the model in bf16: these weights are large on
+    // purpose, and a ReLU near zero flips.
+    for (name, of_transformers) in CASES.into_iter().zip([0.235, 0.093, 0.096, 0.169]) {
         let case = Case::open(name);
         let (inputs, expected) = (case.tensors("inputs"), case.tensors("expected"));
         let model = open(&case, Kind::BFloat16);
@@ -129,14 +133,13 @@ fn half_precision_stays_close_and_carries_the_gradient() {
         let logits = model.logits(&model.forward(&embeds, &inputs["mask"], None));
         assert_eq!(logits.kind(), Kind::Float);
         let mask = &inputs["mask"];
-        let relative_error = |got: &Tensor, want: &Tensor| {
-            ((got - want).norm() / want.norm()).double_value(&[])
-        };
+        let relative_error =
+            |got: &Tensor, want: &Tensor| ((got - want).norm() / want.norm()).double_value(&[]);
         let error = relative_error(&tokens(&logits, mask), &tokens(&expected["logits"], mask));
         assert!(error < 0.05, "{name}: logits are off by {error}");
         (logits * &inputs["cotangent"]).sum(Kind::Float).backward();
         let error = relative_error(&embeds.grad(), &expected["grad.embeds"]);
-        assert!(error < 0.05, "{name}: the gradient is off by {error}");
+        assert!(error < 1.2 * of_transformers, "{name}: the gradient is off by {error}");
     }
 }
 
@@ -186,7 +189,8 @@ fn opt_equals_lavis_in_stage_2() {
         // The projection's gradient, by hand from that of its output.
         let bias_gradient = queries.grad().sum_dim_intlist([0, 1].as_slice(), false, Kind::Float);
         case.assert_close("grad", name, &bias_gradient, &expected["grad.opt_proj.bias"]);
-        let weight_gradient = queries.grad().flatten(0, 1).tr().matmul(&expected["query_output"].flatten(0, 1));
+        let weight_gradient =
+            queries.grad().flatten(0, 1).tr().matmul(&expected["query_output"].flatten(0, 1));
         case.assert_close("grad", name, &weight_gradient, &expected["grad.opt_proj.weight"]);
     }
 }

@@ -1,5 +1,7 @@
 //! The frozen image encoders against LAVIS, transformers and efficientnet-lite-pytorch.
 
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+
 mod common;
 
 use common::{Case, Tensors, assert_close};
@@ -23,7 +25,9 @@ fn vit(case: &Case) -> VitConfig {
             width: int("width"),
             layers: case.toml["vision"].get("blocks").map_or_else(|| int("layers"), |_| int("blocks")),
             heads: int("heads"),
-            mlp_ratio: case.toml["vision"].get("mlp_ratio").map_or(4.0, |_| case.number("vision", "mlp_ratio")),
+            mlp_ratio: case.toml["vision"]
+                .get("mlp_ratio")
+                .map_or(4.0, |_| case.number("vision", "mlp_ratio")),
         };
     }
     let config: serde_json::Value = serde_json::from_str(&case.text("config.json")).unwrap();
@@ -124,7 +128,8 @@ fn one_error_names_every_weight_that_does_not_fit() {
 fn half_precision_stays_close() {
     let case = Case::open("vision_eva");
     let mut weights = Weights::new(case.tensors("weights"));
-    let encoder = VisionEncoder::new(&VisionConfig::EvaVit(vit(&case)), &mut weights, Kind::BFloat16, Device::Cpu);
+    let encoder =
+        VisionEncoder::new(&VisionConfig::EvaVit(vit(&case)), &mut weights, Kind::BFloat16, Device::Cpu);
     let features = encoder.forward(&case.tensors("inputs")["image"]);
     assert_eq!(features.kind(), Kind::Float);
     assert_close("features", &features, &case.tensors("expected")["features"], 0.0, 0.02);
@@ -148,8 +153,15 @@ fn formula(name: &str, shape: &[i64]) -> Tensor {
 }
 
 /// `(blocks, kernel, expansion, channels)` of each stage of `efficientnet_lite_pytorch`.
-const STAGES: [(usize, i64, i64, i64); 7] =
-    [(1, 3, 1, 16), (2, 3, 6, 24), (2, 5, 6, 40), (3, 3, 6, 80), (3, 5, 6, 112), (4, 5, 6, 192), (1, 3, 6, 320)];
+const STAGES: [(usize, i64, i64, i64); 7] = [
+    (1, 3, 1, 16),
+    (2, 3, 6, 24),
+    (2, 5, 6, 40),
+    (3, 3, 6, 80),
+    (3, 5, 6, 112),
+    (4, 5, 6, 192),
+    (1, 3, 6, 320),
+];
 
 fn efficientnet_weights() -> Tensors {
     let mut weights = Tensors::new();

@@ -17,19 +17,11 @@ pub enum LavisEntry {
     Frozen,
 }
 
-/// Which language model stage 2 is built on; LAVIS names its projection after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LavisLanguage {
-    /// `opt_proj`, `opt_model`.
-    Opt,
-    /// `t5_proj`, `t5_model`.
-    T5,
-}
-
 /// Before every layer's number.
 const LAYERS: [&str; 2] = ["Qformer.bert.encoder.layer.", "qformer.encoder.layer."];
 
-/// A weight and a bias each: LAVIS's name, ours.
+/// A weight and a bias each: LAVIS's name, ours. Where two of LAVIS's names are one of ours, the first is the way back: we
+/// have stage 2 on OPT, and only read what was trained on T5.
 const MODULES: [[&str; 2]; 8] = [
     ["ln_vision", "vision_model.post_layernorm"],
     ["vision_proj", "vision_projection"],
@@ -103,43 +95,38 @@ pub fn from_lavis(name: &str) -> Option<LavisEntry> {
     if FROZEN.iter().any(|prefix| name.starts_with(prefix)) {
         return Some(LavisEntry::Frozen);
     }
-    translate(name, Side::Lavis, &|_| true).map(LavisEntry::Parameter)
+    translate(name, Side::Lavis).map(LavisEntry::Parameter)
 }
 
 /// LAVIS's name of our trainable parameter `name`; `None` when no stage has such a parameter.
 #[must_use]
-pub fn to_lavis(name: &str, language: LavisLanguage) -> Option<String> {
-    let other = match language {
-        LavisLanguage::Opt => "t5_proj",
-        LavisLanguage::T5 => "opt_proj",
-    };
-    translate(name, Side::Ours, &|lavis| lavis != other)
+pub fn to_lavis(name: &str) -> Option<String> {
+    translate(name, Side::Ours)
 }
 
-/// What LAVIS's runner would write into a checkpoint for these trainable parameters of ours: no frozen parameter, but the
-/// buffer and the copies of what is there (sorted). `None` when a name is not ours.
+/// What LAVIS's runner would write into a checkpoint of a stage with these trainable parameters of ours (sorted): no frozen
+/// parameter, but the buffer, and every tied copy, even of a frozen one. `None` when a name is not ours.
 #[must_use]
-pub fn lavis_checkpoint_keys<'a>(
-    ours: impl IntoIterator<Item = &'a String>,
-    language: LavisLanguage,
-) -> Option<Vec<String>> {
-    let mut keys: Vec<String> = ours.into_iter().map(|name| to_lavis(name, language)).collect::<Option<_>>()?;
-    let copies: Vec<&str> =
-        COPIES.iter().filter(|[_, of]| keys.iter().any(|key| key == of)).map(|[copy, _]| *copy).collect();
+pub fn lavis_checkpoint_keys<'a>(ours: impl IntoIterator<Item = &'a String>) -> Option<Vec<String>> {
+    let mut keys: Vec<String> = ours.into_iter().map(|name| to_lavis(name)).collect::<Option<_>>()?;
+    let has = |name: &str| keys.iter().any(|key| key == name);
+    let is_there =
+        |[copy, of]: &&[&str; 2]| has(of) || (copy.starts_with("opt_model.") && has("opt_proj.weight"));
+    let copies: Vec<&str> = COPIES.iter().filter(is_there).map(|[copy, _]| *copy).collect();
     keys.extend(copies.into_iter().chain([BUFFER]).map(str::to_owned));
     keys.sort();
     Some(keys)
 }
 
-/// `name`, which is of `side`, in the other side's words; rows whose LAVIS name is not `wanted` are passed over.
-fn translate(name: &str, side: Side, wanted: &dyn Fn(&str) -> bool) -> Option<String> {
+/// `name`, which is of `side`, in the other side's words.
+fn translate(name: &str, side: Side) -> Option<String> {
     let (from, to) = (side as usize, 1 - side as usize);
     if let Some(row) = TENSORS.iter().find(|row| row[from] == name) {
         return Some(row[to].to_owned());
     }
     let (module, leaf) = name.rsplit_once('.').filter(|(_, leaf)| ["weight", "bias"].contains(leaf))?;
     let find = |rows: &[[&'static str; 2]], module: &str| {
-        rows.iter().find(|row| row[from] == module && wanted(row[Side::Lavis as usize])).map(|row| row[to])
+        rows.iter().find(|row| row[from] == module).map(|row| row[to])
     };
     if let Some(found) = find(&MODULES, module) {
         return Some(format!("{found}.{leaf}"));
@@ -159,11 +146,13 @@ mod tests {
     fn every_parameter_goes_there_and_back() {
         let modules = MODULES.iter().map(|row| row[0].to_owned());
         let layers = LAYER_MODULES.iter().map(|row| format!("{}11.{}", LAYERS[0], row[0]));
-        let leaves = modules.chain(layers).flat_map(|module| ["weight", "bias"].map(|leaf| format!("{module}.{leaf}")));
+        let leaves = modules
+            .chain(layers)
+            .flat_map(|module| ["weight", "bias"].map(|leaf| format!("{module}.{leaf}")));
         for lavis in leaves.chain(TENSORS.iter().map(|row| row[0].to_owned())) {
             let Some(LavisEntry::Parameter(ours)) = from_lavis(&lavis) else { panic!("{lavis}") };
-            let language = if lavis.starts_with("t5") { LavisLanguage::T5 } else { LavisLanguage::Opt };
-            assert_eq!(to_lavis(&ours, language).as_deref(), Some(lavis.as_str()));
+            let back = lavis.replace("t5_proj", "opt_proj");
+            assert_eq!(to_lavis(&ours), Some(back));
         }
     }
 
@@ -185,16 +174,22 @@ mod tests {
         ] {
             assert_eq!(from_lavis(unknown), None, "{unknown}");
         }
-        assert_eq!(to_lavis("language_model.lm_head.weight", LavisLanguage::Opt), None);
+        assert_eq!(to_lavis("language_model.lm_head.weight"), None);
     }
 
     #[test]
     fn a_checkpoint_of_lavis_holds_copies_and_the_buffer() {
         let ours = ["temperature".to_owned(), "cls.predictions.bias".to_owned()];
-        let keys = lavis_checkpoint_keys(&ours, LavisLanguage::Opt);
+        let keys = lavis_checkpoint_keys(&ours);
         let expected =
-            [BUFFER, "Qformer.cls.predictions.bias", "Qformer.cls.predictions.decoder.bias", "temp"].map(str::to_owned);
+            [BUFFER, "Qformer.cls.predictions.bias", "Qformer.cls.predictions.decoder.bias", "temp"]
+                .map(str::to_owned);
         assert_eq!(keys, Some(expected.to_vec()));
-        assert_eq!(lavis_checkpoint_keys(&["qformer.x".to_owned()], LavisLanguage::Opt), None);
+        let stage2 = lavis_checkpoint_keys(&["language_projection.weight".to_owned()]);
+        assert_eq!(
+            stage2,
+            Some([BUFFER, "opt_model.lm_head.weight", "opt_proj.weight"].map(str::to_owned).to_vec())
+        );
+        assert_eq!(lavis_checkpoint_keys(&["qformer.x".to_owned()]), None);
     }
 }

@@ -24,7 +24,7 @@ fn reports(output: &Output) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
 }
 
-fn rows<'a>(report: &'a Value, wanted: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn rows(report: &Value, wanted: impl Fn(&Value) -> bool) -> Vec<&str> {
     let rows = report["rows"].as_array().expect("rows").iter().filter(|row| wanted(row));
     rows.map(|row| row["tensor"].as_str().expect("a name")).collect()
 }

@@ -56,8 +56,15 @@ impl KvCache {
 }
 
 /// One forward's view of its tokens: where they stand, whom they see, what came before.
+///
+/// Layers work on the N tokens alone, `[N, ..]`, without padding: captions of a batch differ in length, and matrix
+/// products are nearly all of the time. Only attention needs the rows, `[B, T, ..]`.
 pub(super) struct Reading<'a> {
     cache: Option<&'a mut KvCache>,
+    /// B, T.
+    shape: [i64; 2],
+    /// `[N]`: where the tokens stand among the B * T places; `None` when there is no padding.
+    tokens: Option<Tensor>,
     /// `[B, T]`: the position of each new token among the tokens of its row; 0 for padding on the left.
     pub(super) positions: Tensor,
     /// `[B, 1, T, S]`, added to scores.
@@ -76,8 +83,10 @@ impl<'a> Reading<'a> {
             Some(old) => Tensor::cat(&[old, &new], 1),
             None => new,
         };
-        let [_, total] = dims(&all);
-        let rows = total - past;
+        let shape @ [_, rows] = dims(mask);
+        let total = past + rows;
+        let places = mask.flatten(0, 1).nonzero().squeeze_dim(1);
+        let tokens = (places.size()[0] < shape[0] * shape[1]).then_some(places);
         let positions = all.cumsum(1, Kind::Int64).narrow(1, past, rows) - 1;
         let before = Tensor::ones([rows, total], (Kind::Bool, all.device())).tril(past);
         let own = before.triu(past);
@@ -88,7 +97,26 @@ impl<'a> Reading<'a> {
         if let Some(cache) = cache.as_mut() {
             cache.mask = Some(all);
         }
-        Self { cache, positions: positions.clamp_min(0), scores_mask }
+        Self { cache, shape, tokens, positions: positions.clamp_min(0), scores_mask }
+    }
+
+    /// The tokens of `x` `[B, T, C]` alone, `[N, C]`.
+    pub(super) fn pack(&self, x: &Tensor) -> Tensor {
+        let x = x.flatten(0, 1);
+        self.tokens.as_ref().map_or_else(|| x.shallow_clone(), |tokens| x.index_select(0, tokens))
+    }
+
+    /// `x` `[N, C]` back in its rows, `[B, T, C]`, with zeros for padding.
+    pub(super) fn unpack(&self, x: &Tensor) -> Tensor {
+        let [batch, columns] = self.shape;
+        let width = x.size()[1];
+        let places = match &self.tokens {
+            Some(tokens) => {
+                x.new_zeros([batch * columns, width], (x.kind(), x.device())).index_copy(0, tokens, x)
+            }
+            None => x.shallow_clone(),
+        };
+        places.view([batch, columns, width])
     }
 
     /// All keys and values that a layer's queries may see.
@@ -119,6 +147,17 @@ mod tests {
         assert_eq!(Vec::<Vec<i64>>::try_from(&reading.positions).unwrap(), [[0, 0, 1], [0, 1, 1]]);
         assert_eq!(seen(&reading, 0), [[1, 0, 0], [0, 1, 0], [0, 1, 1]]);
         assert_eq!(seen(&reading, 1), [[1, 0, 0], [1, 1, 0], [1, 1, 1]]);
+    }
+
+    #[test]
+    fn packing_drops_padding_and_unpacking_puts_zeros_there() {
+        let x = Tensor::arange(6, (Kind::Int64, tch::Device::Cpu)).view([2, 3, 1]) + 1;
+        let reading = Reading::begin(&mask(&[&[0, 1, 1], &[1, 1, 0]]), None, Kind::Float);
+        let packed = reading.pack(&x);
+        assert_eq!(Vec::<i64>::try_from(packed.flatten(0, 1)).unwrap(), [2, 3, 4, 5]);
+        assert_eq!(Vec::<i64>::try_from(reading.unpack(&packed).flatten(0, 2)).unwrap(), [0, 2, 3, 4, 5, 0]);
+        let full = Reading::begin(&mask(&[&[1, 1, 1], &[1, 1, 1]]), None, Kind::Float);
+        assert!(full.unpack(&full.pack(&x)).equal(&x));
     }
 
     #[test]

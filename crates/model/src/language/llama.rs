@@ -31,7 +31,7 @@ struct Layer {
     down: Linear,
 }
 
-/// N groups of queries, each with its own keys and values; G query heads in a group.
+/// `groups` groups of queries, each with its own keys and values.
 #[derive(Clone, Copy, Debug)]
 struct Heads {
     groups: i64,
@@ -66,19 +66,20 @@ impl Llama {
             .map(|i| Layer::load(config, heads, &mut scope.at(format_args!("layers.{i}"))))
             .collect();
         let vocabulary = Vocabulary::new(table, head, &mut weights.scope(root, kind, device));
-        let exponents = Tensor::arange_start_step(0, heads.size, 2, (Kind::Float, device)) / heads.size as f64;
+        let exponents =
+            Tensor::arange_start_step(0, heads.size, 2, (Kind::Float, device)) / heads.size as f64;
         let frequencies = Tensor::from(config.rope_theta).pow(&exponents).reciprocal().to_kind(Kind::Float);
         Self { vocabulary, layers, final_gain, heads, eps: config.rms_norm_eps, frequencies }
     }
 
     pub(super) fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
         let mut context = self.context(mask, cache);
-        let mut x = embeds.shallow_clone();
+        let mut x = context.reading.pack(embeds); // [N, D]
         for (i, layer) in self.layers.iter().enumerate() {
             let x_attended = &x + layer.attend(i, &rms_normalised(&x, self.eps), self.heads, &mut context);
             x = &x_attended + layer.feed_forward(&rms_normalised(&x_attended, self.eps));
         }
-        rms_normalised(&x, self.eps) * &self.final_gain
+        context.reading.unpack(&(rms_normalised(&x, self.eps) * &self.final_gain))
     }
 
     fn context<'a>(&self, mask: &Tensor, cache: Option<&'a mut KvCache>) -> Context<'a> {
@@ -96,7 +97,8 @@ impl Llama {
 impl Layer {
     fn load(config: &LlamaConfig, heads: Heads, scope: &mut Scope<'_>) -> Self {
         let (width, hidden) = (config.hidden_size, config.intermediate_size);
-        let (keys, queries) = (heads.groups * heads.size, heads.groups * heads.queries_per_group * heads.size);
+        let (keys, queries) =
+            (heads.groups * heads.size, heads.groups * heads.queries_per_group * heads.size);
         let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
         let gate_up = [("mlp.gate_proj", hidden), ("mlp.up_proj", hidden)];
         // A buffer in files of transformers before 4.32.
@@ -109,11 +111,12 @@ impl Layer {
         }
     }
 
-    /// `[B, T, D]` to the same.
+    /// `[N, D]` to the same.
     fn attend(&self, index: usize, x: &Tensor, heads: Heads, context: &mut Context<'_>) -> Tensor {
         let Heads { groups: n, queries_per_group: g, size: k } = heads;
-        let [batch, tokens, _] = dims(x);
-        let qkv = self.qkv.forward(x).view([batch, tokens, n * g + 2 * n, k]).split_with_sizes([n * g + n, n], 2);
+        let qkv = context.reading.unpack(&self.qkv.forward(x)); // [B, T, (N G + 2 N) K]
+        let [batch, tokens, _] = dims(&qkv);
+        let qkv = qkv.view([batch, tokens, n * g + 2 * n, k]).split_with_sizes([n * g + n, n], 2);
         let (qk, values) = (&qkv[0], qkv[1].transpose(1, 2)); // values [B, N, T, K]
         let qk = (qk * &context.cos + qk.roll([k / 2], [3]) * &context.sin).split_with_sizes([n * g, n], 2);
         let (keys, values) = context.reading.remember(index, qk[1].transpose(1, 2), values);
@@ -122,10 +125,10 @@ impl Layer {
         let queries = queries.reshape([batch, n, g * tokens, k]);
         let out = masked_attention(&queries, &keys, &values, &context.scores_mask); // [B, N, G * T, K]
         let out = out.reshape([batch, n, g, tokens, k]).permute([0, 3, 1, 2, 4]);
-        self.out.forward(&out.reshape([batch, tokens, n * g * k]))
+        self.out.forward(&context.reading.pack(&out.reshape([batch, tokens, n * g * k])))
     }
 
-    /// `[B, T, D]` to the same.
+    /// `[N, D]` to the same.
     fn feed_forward(&self, x: &Tensor) -> Tensor {
         let gate_up = self.gate_up.forward(x).chunk(2, -1);
         self.down.forward(&(gate_up[0].silu() * &gate_up[1]))

@@ -51,16 +51,14 @@ impl LanguageModel {
     }
 
     /// Embeddings of token ids: `[B, T]` to `[B, T, H]`, single precision.
-    #[must_use]
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         Tensor::embedding(&self.vocabulary().table, ids, -1, false, false).to_kind(Kind::Float)
     }
 
     /// `embeds` `[B, T, H]` and their `mask` `[B, T]` (1 = token, 0 = padding, on either side) to hidden states
-    /// `[B, T, H]` behind the last norm, single precision. Rows of padding hold nothing of use.
+    /// `[B, T, H]` behind the last norm, single precision. Padding comes out as zeros, and costs no matrix product.
     ///
     /// With a `cache` the embeddings continue what it remembers, and are remembered; `mask` is of the new ones only.
-    #[must_use]
     pub fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
         match self {
             Self::Opt(opt) => opt.forward(embeds, mask, cache),
@@ -70,7 +68,6 @@ impl LanguageModel {
 
     /// Scores of every token id, `[.., H]` to `[.., vocabulary]`, single precision. The head is a large part of the
     /// model: give it only the rows that are needed.
-    #[must_use]
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         let vocabulary = self.vocabulary();
         let head = vocabulary.head.as_ref().unwrap_or(&vocabulary.table);
@@ -111,7 +108,11 @@ impl Vocabulary {
 }
 
 /// The first `root` and `body` under which the file has token embeddings (the last ones, if none).
-fn root_of(weights: &Weights, roots: &[&'static str], bodies: &[&'static str]) -> (&'static str, &'static str) {
+fn root_of(
+    weights: &Weights,
+    roots: &[&'static str],
+    bodies: &[&'static str],
+) -> (&'static str, &'static str) {
     let candidates = roots.iter().flat_map(|root| bodies.iter().map(move |body| (*root, *body)));
     let here = |(root, body): &(&str, &str)| weights.has(&format!("{root}{body}embed_tokens.weight"));
     candidates.clone().find(here).or_else(|| candidates.last()).expect("at least one of each is given")

@@ -49,8 +49,7 @@ impl Opt {
         let rows = config.max_position_embeddings + POSITION_OFFSET;
         let positions = scope.take_f32("embed_positions.weight", &[rows, width]);
         let projected = embedding != width;
-        let project_in =
-            projected.then(|| linear_without_bias(&mut scope, "project_in", [embedding, width]));
+        let project_in = projected.then(|| linear_without_bias(&mut scope, "project_in", [embedding, width]));
         let project_out =
             projected.then(|| linear_without_bias(&mut scope, "project_out", [width, embedding]));
         let layers = (0..config.num_hidden_layers)
@@ -64,24 +63,21 @@ impl Opt {
 
     pub(super) fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
         let mut reading = Reading::begin(mask, cache, self.vocabulary.kind());
-        let positions = Tensor::embedding(
-            &self.positions,
-            &(&reading.positions + POSITION_OFFSET),
-            -1,
-            false,
-            false,
-        );
-        let mut x = match &self.project_in {
-            Some(project) => project.forward(embeds) + positions,
-            None => embeds + positions,
-        };
+        let positions =
+            Tensor::embedding(&self.positions, &(&reading.positions + POSITION_OFFSET), -1, false, false);
+        let embeds =
+            self.project_in.as_ref().map_or(embeds.shallow_clone(), |project| project.forward(embeds));
+        let mut x = reading.pack(&(embeds + positions)); // [N, H]
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(i, &x, &mut reading);
         }
         if let Some(norm) = &self.final_norm {
             x = norm.forward(&x);
         }
-        self.project_out.as_ref().map_or(x.shallow_clone(), |project| project.forward(&x).to_kind(Kind::Float))
+        if let Some(project) = &self.project_out {
+            x = project.forward(&x).to_kind(Kind::Float);
+        }
+        reading.unpack(&x)
     }
 }
 
@@ -103,7 +99,7 @@ impl Layer {
         }
     }
 
-    /// `[B, T, H]` to the same.
+    /// `[N, H]` to the same.
     fn forward(&self, index: usize, x: &Tensor, reading: &mut Reading<'_>) -> Tensor {
         if self.norm_before {
             let x = x + self.attend(index, &self.attention_norm.forward(x), reading);
@@ -115,12 +111,13 @@ impl Layer {
     }
 
     fn attend(&self, index: usize, x: &Tensor, reading: &mut Reading<'_>) -> Tensor {
-        let [batch, tokens, width] = dims(x);
-        let qkv = self.qkv.forward(x).view([batch, tokens, 3, self.heads, width / self.heads]);
+        let qkv = reading.unpack(&self.qkv.forward(x)); // [B, T, 3 H]
+        let [batch, tokens, three_widths] = dims(&qkv);
+        let qkv = qkv.view([batch, tokens, 3, self.heads, three_widths / 3 / self.heads]);
         let qkv = qkv.permute([2, 0, 3, 1, 4]).unbind(0); // three of [B, heads, T, K]
         let (keys, values) = reading.remember(index, qkv[1].shallow_clone(), qkv[2].shallow_clone());
         let context = masked_attention(&qkv[0], &keys, &values, &reading.scores_mask); // [B, heads, T, K]
-        self.out.forward(&context.transpose(1, 2).reshape([batch, tokens, width]))
+        self.out.forward(&reading.pack(&context.transpose(1, 2).flatten(2, 3)))
     }
 
     fn feed_forward(&self, x: &Tensor) -> Tensor {

@@ -134,7 +134,8 @@ impl Conv {
     fn forward(&self, x: &Tensor) -> Tensor {
         let [_, _, height, width] = dims(x);
         let [_, _, kernel, _] = dims(&self.weight);
-        let missing = |side: i64| (((side + self.stride - 1) / self.stride - 1) * self.stride + kernel - side).max(0);
+        let missing =
+            |side: i64| (((side + self.stride - 1) / self.stride - 1) * self.stride + kernel - side).max(0);
         let (down, right) = (missing(height), missing(width));
         let symmetric = down % 2 == 0 && right % 2 == 0;
         let padded = if symmetric {
@@ -160,7 +161,13 @@ fn conv(scope: &mut Scope<'_>, [conv, norm]: [&str; 2], shape: [i64; 4]) -> Conv
     let weight = weight * factor.view([-1, 1, 1, 1]);
     let bias = bias - mean * &factor;
     let kind = scope.kind();
-    Conv { weight: channels_last(&weight.to_kind(kind)), bias: bias.to_kind(kind), stride: 1, groups: 1, relu6: false }
+    Conv {
+        weight: channels_last(&weight.to_kind(kind)),
+        bias: bias.to_kind(kind),
+        stride: 1,
+        groups: 1,
+        relu6: false,
+    }
 }
 
 /// The same `[B, C, H, W]` laid out as `[B, H, W, C]`: oneDNN's convolutions and our 1 x 1 ones are faster so.

@@ -74,7 +74,6 @@ impl VisionEncoder {
     /// `pixels` `[B, 3, S, S]`, normalised, on the encoder's device, to single-precision features `[B, P, V]`.
     ///
     /// A ViT's first token is its class token. S must be the configured size for a ViT, and is free for EfficientNet.
-    #[must_use]
     pub fn forward(&self, pixels: &Tensor) -> Tensor {
         let _frozen = tch::no_grad_guard();
         match &self.0 {

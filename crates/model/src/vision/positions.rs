@@ -11,7 +11,6 @@ use crate::layers::dims;
 ///
 /// # Panics
 /// When the patch rows are no square.
-#[must_use]
 pub fn resize_positions(positions: &Tensor, grid: i64, align_corners: bool) -> Tensor {
     let mut shape = positions.size();
     let (rows, width) = (shape[shape.len() - 2], shape[shape.len() - 1]);

@@ -116,9 +116,11 @@ impl Transformer {
         kind: Kind,
         device: Device,
     ) -> Self {
-        let candidates = styles.iter().flat_map(|style| style.prefixes.iter().map(move |prefix| (style, *prefix)));
+        let candidates =
+            styles.iter().flat_map(|style| style.prefixes.iter().map(move |prefix| (style, *prefix)));
         let here = |(style, prefix): &(&Style, &str)| weights.has(&format!("{prefix}{}", style.class));
-        let (style, prefix) = candidates.clone().find(here).or_else(|| candidates.last()).expect("a style is given");
+        let (style, prefix) =
+            candidates.clone().find(here).or_else(|| candidates.last()).expect("a style is given");
         let mut scope = weights.scope(prefix, kind, device);
         for ignored in style.ignored {
             scope.ignore(ignored);
@@ -129,8 +131,10 @@ impl Transformer {
         let (class, positions) = embeddings(config, style, &mut scope);
         let patch_shape = [config.width, 3, config.patch_size, config.patch_size];
         let mut patch = scope.at(style.patch);
-        let patch =
-            (patch.take("weight", &patch_shape), style.patch_bias.then(|| patch.take("bias", &[config.width])));
+        let patch = (
+            patch.take("weight", &patch_shape),
+            style.patch_bias.then(|| patch.take("bias", &[config.width])),
+        );
         let pre_norm = style.pre_norm.map(|name| layer_norm(&mut scope, name, config.width, style.eps));
         Self { config: config.clone(), patch, class, positions, pre_norm, blocks }
     }

@@ -1,5 +1,9 @@
 //! Reading reference cases, and comparing with them at their own tolerances.
-#![allow(dead_code, reason = "every test program uses some of these")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "every test program uses some of these; a panic is a failed test"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

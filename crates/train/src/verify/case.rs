@@ -1,6 +1,7 @@
 //! A folder with a reference case: `case.toml`, tensors, texts, and tolerances.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -8,6 +9,7 @@ use serde_json::Value;
 use tch::Tensor;
 
 use crate::error::TrainError;
+use crate::tensors::all_to_torch;
 
 pub(super) const SETTINGS: &str = "case.toml";
 pub(super) const WEIGHTS: &str = "weights.safetensors";
@@ -51,7 +53,9 @@ impl Tensors {
         let tensor = self.get(name)?;
         match tensor.dim() == dims {
             true => Ok(tensor.shallow_clone()),
-            false => Err(broken(&self.path, &format!("{name} is {:?}, not {dims}-dimensional", tensor.size()))),
+            false => {
+                Err(broken(&self.path, &format!("{name} is {:?}, not {dims}-dimensional", tensor.size())))
+            }
         }
     }
 }
@@ -72,9 +76,12 @@ impl Case {
 
     /// The table `[section]`, as far as `T` names its keys.
     pub fn section<T: DeserializeOwned>(&self, section: &str) -> Result<T, TrainError> {
-        let table = self.settings.get(section).ok_or_else(|| self.broken(&format!("there is no [{section}]")))?;
+        let table =
+            self.settings.get(section).ok_or_else(|| self.broken(&format!("there is no [{section}]")))?;
         let read = serde_path_to_error::deserialize(table.clone());
-        read.map_err(|error| self.broken(&format!("[{section}] {}: {}", error.path(), error.inner().message())))
+        read.map_err(|error| {
+            self.broken(&format!("[{section}] {}: {}", error.path(), error.inner().message()))
+        })
     }
 
     /// The value of `key` in `[section]`.
@@ -99,8 +106,11 @@ impl Case {
     /// All tensors of `file`.
     pub fn tensors(&self, file: &str) -> Result<Tensors, TrainError> {
         let path = self.folder.join(file);
-        let map = crate::tensors::read(&path).map_err(|error| TrainError::Verify(error.to_string()))?;
-        Ok(Tensors { path, map })
+        let map = checkpoint::read_safetensors(&path).map_err(|error| {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            TrainError::Verify(format!("{error}{cause}"))
+        })?;
+        Ok(Tensors { path, map: all_to_torch(&map) })
     }
 
     /// `file`, which holds one JSON object.
@@ -116,9 +126,15 @@ impl Case {
     }
 
     /// The part of `value` (of `file`) behind `keys`, of the shape `T`.
-    pub fn part<T: DeserializeOwned>(&self, file: &str, value: &Value, keys: &[&str]) -> Result<T, TrainError> {
+    pub fn part<T: DeserializeOwned>(
+        &self,
+        file: &str,
+        value: &Value,
+        keys: &[&str],
+    ) -> Result<T, TrainError> {
         let part = keys.iter().fold(value, |part, key| &part[*key]);
-        T::deserialize(part).map_err(|error| broken(&self.folder.join(file), &format!("{}: {error}", keys.join("."))))
+        T::deserialize(part)
+            .map_err(|error| broken(&self.folder.join(file), &format!("{}: {error}", keys.join("."))))
     }
 
     /// An error about `case.toml`.

@@ -19,8 +19,8 @@ pub(super) struct Row {
     pub max_rel: Option<f64>,
     /// Largest difference allowed.
     pub limit: Option<f64>,
-    /// Whether it is met.
-    pub ok: bool,
+    /// Whether it is met; `None` for what is left out on purpose, which `note` explains.
+    pub ok: Option<bool>,
     /// Why not, where numbers do not say it.
     pub note: Option<String>,
 }
@@ -28,8 +28,18 @@ pub(super) struct Row {
 impl Row {
     /// A line without numbers that is not met.
     pub fn short(tensor: &str, why: impl Into<String>) -> Self {
+        Self { ok: Some(false), ..Self::left_out(tensor, why) }
+    }
+
+    /// A line about what we do not have, and do not claim to have.
+    pub fn left_out(tensor: &str, why: impl Into<String>) -> Self {
         let [max_abs, max_rel, limit] = [None; 3];
-        Self { tensor: tensor.to_owned(), max_abs, max_rel, limit, ok: false, note: Some(why.into()) }
+        Self { tensor: tensor.to_owned(), max_abs, max_rel, limit, ok: None, note: Some(why.into()) }
+    }
+
+    /// Whether it is compared and not met.
+    pub fn is_short(&self) -> bool {
+        self.ok == Some(false)
     }
 
     /// Numbers by their largest difference: `largest` is the largest expected magnitude.
@@ -42,7 +52,7 @@ impl Row {
             max_rel: finite(if max_abs == 0.0 { 0.0 } else { max_abs / largest }),
             limit: finite(limit),
             // An infinite limit (theirs is not finite) is none; NaN is never met.
-            ok: limit.is_finite() && max_abs <= limit,
+            ok: Some(limit.is_finite() && max_abs <= limit),
             note: (!max_abs.is_finite() || !limit.is_finite()).then(|| "a value is not finite".into()),
         }
     }
@@ -58,7 +68,9 @@ impl Row {
             return Self::short(tensor, format!("{} values, expected {}", ours.len(), theirs.len()));
         }
         // f64::max forgets NaN.
-        let worst = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, |a: f64, b| if a >= b { a } else { b });
+        let worst = |values: &mut dyn Iterator<Item = f64>| {
+            values.fold(0.0, |a: f64, b| if a.is_nan() || a > b { a } else { b })
+        };
         let max_abs = worst(&mut ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()));
         Self::numbers(tensor, max_abs, worst(&mut theirs.iter().map(|b| b.abs())), tolerance)
     }
@@ -68,11 +80,13 @@ impl Row {
         let differs = ours.iter().zip(theirs).position(|(a, b)| a != b);
         let note = match differs {
             Some(at) => Some(format!("number {at} is {:?}, expected {:?}", ours[at], theirs[at])),
-            None if ours.len() != theirs.len() => Some(format!("{} of them, expected {}", ours.len(), theirs.len())),
+            None if ours.len() != theirs.len() => {
+                Some(format!("{} of them, expected {}", ours.len(), theirs.len()))
+            }
             None => None,
         };
-        let ok = note.is_none();
-        Self { ok, note, ..Self::numbers(tensor, f64::from(u8::from(!ok)), 1.0, Tolerance::EXACT) }
+        let [max_abs, max_rel, limit] = [None; 3];
+        Self { tensor: tensor.to_owned(), max_abs, max_rel, limit, ok: Some(note.is_none()), note }
     }
 
     /// Tensors of one shape; a scalar and one element are the same shape.
@@ -132,9 +146,36 @@ impl Sheet {
         self.rows.push(row);
     }
 
-    /// Names of expected gradients, without `grad.`.
-    pub fn gradients(&self) -> Vec<String> {
-        self.expected.keys().filter_map(|name| name.strip_prefix("grad.")).map(str::to_owned).collect()
+    /// Whether `name` is expected and not yet compared.
+    pub fn expects(&self, name: &str) -> bool {
+        self.expected.contains_key(name)
+    }
+
+    /// Compares `ours` with the expected `name` under a `line` of its own, and leaves `name` to be compared once more.
+    pub fn also_close(&mut self, name: &str, line: &str, ours: &Tensor, tolerance: Tolerance) {
+        if let Some(theirs) = self.expected.get(name) {
+            self.rows.push(Row::tensors(line, ours, theirs, tolerance));
+        }
+    }
+
+    /// As [`Sheet::also_close`], the share of elements that differ instead of the largest difference.
+    pub fn also_count_differing(&mut self, name: &str, line: &str, ours: &Tensor, tolerance: Tolerance) {
+        let Some(theirs) = self.expected.get(name).filter(|theirs| theirs.size() == ours.size()) else {
+            return;
+        };
+        let share = ours.ne_tensor(theirs).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+        self.rows.push(Row::number(line, share, 0.0, tolerance));
+    }
+
+    /// Crosses `name` out without comparing it, and says why.
+    pub fn leave_out(&mut self, name: &str, why: &str) {
+        self.expected.remove(name);
+        self.rows.push(Row::left_out(name, why));
+    }
+
+    /// Names of expected tensors that start with `prefix`, without it.
+    pub fn named(&self, prefix: &str) -> Vec<String> {
+        self.expected.keys().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect()
     }
 
     /// Adds a line that is not about an expected tensor.
@@ -175,11 +216,11 @@ mod tests {
 
     #[test]
     fn the_limit_grows_with_the_largest_expected_value() {
-        assert!(row(&[10.19, 0.0], &[10.0, 0.0]).ok);
-        assert!(!row(&[10.21, 0.0], &[10.0, 0.0]).ok);
-        assert!(row(&[10.0, 0.19], &[10.0, 0.0]).ok, "the limit is the tensor's, not the element's");
+        assert_eq!(row(&[10.19, 0.0], &[10.0, 0.0]).ok, Some(true));
+        assert!(row(&[10.21, 0.0], &[10.0, 0.0]).is_short());
+        assert!(!row(&[10.0, 0.19], &[10.0, 0.0]).is_short(), "the limit is the tensor's, not the element's");
         let found = row(&[1.5], &[-1.0]);
-        assert_eq!((found.max_abs, found.max_rel, found.ok), (Some(2.5), Some(2.5), false));
+        assert_eq!((found.max_abs, found.max_rel, found.ok), (Some(2.5), Some(2.5), Some(false)));
     }
 
     #[test]
@@ -192,21 +233,21 @@ mod tests {
             ([f32::INFINITY; 2], [f32::INFINITY; 2]),
         ] {
             let found = row(&ours, &theirs);
-            assert!(!found.ok && found.note.is_some(), "{found:?}");
+            assert!(found.is_short() && found.note.is_some(), "{found:?}");
         }
-        assert!(!Row::list("x", &[f64::NAN, 1.0], &[1.0, 1.0], LIMIT).ok);
+        assert!(Row::list("x", &[f64::NAN, 1.0], &[1.0, 1.0], LIMIT).is_short());
     }
 
     #[test]
     fn another_shape_or_nothing_never_passes() {
-        assert!(!row(&[0.0, 0.0], &[0.0]).ok);
-        assert!(!row(&[], &[]).ok);
+        assert!(row(&[0.0, 0.0], &[0.0]).is_short());
+        assert!(row(&[], &[]).is_short());
         let (square, flat) = (Tensor::from_slice(&[0f32; 4]).view([2, 2]), Tensor::from_slice(&[0f32; 4]));
-        assert!(!Row::tensors("x", &square, &flat, LIMIT).ok);
+        assert!(Row::tensors("x", &square, &flat, LIMIT).is_short());
         let (scalar, one) = (Tensor::from(1f32), Tensor::from_slice(&[1f32]));
-        assert!(Row::tensors("x", &scalar, &one, LIMIT).ok);
-        assert!(!Row::equal("x", &["a", "b"], &["a"]).ok);
-        assert!(Row::equal("x", &["a", "b"], &["a", "b"]).ok);
+        assert_eq!(Row::tensors("x", &scalar, &one, LIMIT).ok, Some(true));
+        assert!(Row::equal("x", &["a", "b"], &["a"]).is_short());
+        assert_eq!(Row::equal("x", &["a", "b"], &["a", "b"]).ok, Some(true));
     }
 
     #[test]
@@ -214,10 +255,16 @@ mod tests {
         let tensor = || Tensor::from_slice(&[1f32, 2.0]).view([1, 2, 1]);
         let expected = ["a", "b"].map(|name| (name.to_owned(), tensor())).into();
         let mut sheet = Sheet { expected, rows: Vec::new() };
-        sheet.close_where("a", &Tensor::from_slice(&[2f32]).view([1, 1]), &Tensor::from_slice(&[0i64, 1]).view([1, 2]), LIMIT);
+        sheet.close_where(
+            "a",
+            &Tensor::from_slice(&[2f32]).view([1, 1]),
+            &Tensor::from_slice(&[0i64, 1]).view([1, 2]),
+            LIMIT,
+        );
         sheet.close("c", &tensor(), LIMIT);
         let rows = sheet.finish();
-        let outcome: Vec<(&str, bool)> = rows.iter().map(|row| (row.tensor.as_str(), row.ok)).collect();
+        let outcome: Vec<(&str, bool)> =
+            rows.iter().map(|row| (row.tensor.as_str(), !row.is_short())).collect();
         assert_eq!(outcome, [("a", true), ("c", false), ("b", false)]);
     }
 }
