@@ -50,7 +50,7 @@ pub fn verify(run_dir: &Path) -> Result<ExitCode, CommandError> {
                 }
                 Err(error) => {
                     damaged += 1;
-                    println!("{}  step {step}  DAMAGED: {}", stage.name, crate::error::with_causes(&error));
+                    println!("{}  step {step}  DAMAGED: {}", stage.name, launch::with_causes(&error));
                 }
             }
         }

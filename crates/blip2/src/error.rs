@@ -1,6 +1,5 @@
 //! What can end a command before a worker speaks for itself.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
@@ -62,20 +61,4 @@ impl CommandError {
             | Self::Checkpoint(_) => Exit::Config,
         }
     }
-}
-
-/// The error in one line, with what lies behind it.
-pub fn with_causes(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let text = inner.to_string();
-        // Some messages already carry what lies behind them.
-        if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = inner.source();
-    }
-    line
 }

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            say(&error::with_causes(&error));
+            say(&launch::with_causes(&error));
             error.exit().into()
         }
     }

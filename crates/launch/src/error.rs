@@ -1,5 +1,6 @@
 //! What can go wrong before, around and between the workers, named by what the caller can do.
 
+use std::error::Error;
 use std::path::PathBuf;
 
 use crate::Exit;
@@ -62,4 +63,21 @@ impl LaunchError {
             }
         }
     }
+}
+
+/// The error in one line, with what lies behind it: what a program says before it ends.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // Some messages already carry what lies behind them.
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = inner.source();
+    }
+    line
 }

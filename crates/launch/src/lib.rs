@@ -26,7 +26,7 @@ mod world;
 
 pub use command::worker_command;
 pub use environment::cache_dir;
-pub use error::LaunchError;
+pub use error::{LaunchError, with_causes};
 pub use exit::Exit;
 pub use failure::{FAILURE, Failure, OtherEnd};
 pub use launcher::{LaunchSpec, launch};

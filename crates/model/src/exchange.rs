@@ -76,7 +76,8 @@ fn requests(all: &[i64], batch: i64) -> Vec<BTreeSet<i64>> {
 }
 
 fn integers(tensor: &Tensor) -> Vec<i64> {
-    Vec::try_from(tensor.to_device(tch::Device::Cpu).to_kind(Kind::Int64)).expect("a vector of indices is 1-dimensional")
+    Vec::try_from(tensor.to_device(tch::Device::Cpu).to_kind(Kind::Int64))
+        .expect("a vector of indices is 1-dimensional")
 }
 
 #[cfg(test)]

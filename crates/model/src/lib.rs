@@ -6,10 +6,12 @@
 //! Letters in shape comments: B batch, Q query tokens, P image tokens, T text tokens, D hidden size of the Q-Former,
 //! V width of the image encoder, E width of the contrastive space, H heads, K head size, W ranks.
 
+mod dropout;
 mod exchange;
 mod inputs;
 pub mod language;
 mod layers;
+mod negatives;
 mod qformer;
 mod stage1;
 mod stage2;
@@ -18,10 +20,9 @@ mod weights;
 
 pub use inputs::{LmText, Negatives, Stage1Inputs, Stage2Inputs, TextInput};
 pub use language::{LanguageConfig, LanguageModel};
+pub use negatives::{NegativeWeighting, negative_weights};
 pub use qformer::{ImageContext, Packing, Qformer, QformerConfig, TextBranchConfig, init_from_bert};
-pub use stage1::{
-    EncodedImages, ItgWeighting, NegativeWeighting, Stage1, Stage1Config, Stage1Losses, Stage1Trace, negative_weights,
-};
+pub use stage1::{EncodedImages, ItgWeighting, Stage1, Stage1Config, Stage1Losses, Stage1Trace};
 pub use stage2::{Stage2, Stage2Trace};
 pub use vision::{VisionConfig, VisionEncoder};
 pub use weights::{Weights, WeightsError};

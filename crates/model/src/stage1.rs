@@ -9,27 +9,17 @@ use tch::{Kind, Reduction, Tensor, no_grad};
 
 use crate::exchange::{fetch_images, gather_texts};
 use crate::inputs::{Negatives, Stage1Inputs, TextInput, count};
+use crate::negatives::{NegativeWeighting, draw, negative_weights};
 use crate::qformer::{ImageContext, Packing, Qformer, QformerConfig, QueryCache, layer_norm};
 
 /// Of ITC and ITG (spec 3.1, 3.3).
 const LABEL_SMOOTHING: f64 = 0.1;
 /// A label that is not scored.
 const NO_LABEL: i64 = -100;
-/// Similarity of a pair that must not be drawn as its own negative.
-const NEVER: f64 = -10000.0;
+/// Standard deviation of the fresh ITM head.
+const ITM_HEAD_STDEV: f64 = 0.002;
 /// LayerNorm of the image features (LAVIS's `ln_vision`; Hugging Face has 1e-6).
 pub(crate) const IMAGE_LAYER_NORM_EPS: f64 = 1e-5;
-
-/// How similarities become chances of being drawn as a hard negative (spec 0.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NegativeWeighting {
-    /// softmax over the others (LAVIS since July 2023).
-    #[default]
-    MaskedSoftmax,
-    /// softmax over all + 1e-4, then the own pair set to 0 (LAVIS 1.0.2).
-    SoftmaxPlusEps,
-}
 
 /// Over what ITG is a mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -93,8 +83,6 @@ pub struct Stage1Trace {
     pub sim_t2i: Tensor,
     /// Query states of the matching pass, `[3B, Q, D]`.
     pub itm_query_output: Tensor,
-    /// Text states of the matching pass, `[3B, T', D]`; padding is not specified.
-    pub itm_text_output: Tensor,
     /// `[3B, 2]`.
     pub itm_logits: Tensor,
     /// States that predict a token, `[N, D]`, caption by caption.
@@ -136,12 +124,18 @@ impl Stage1 {
     pub fn new(p: &Path, config: &Stage1Config) -> Self {
         let (d, v) = (config.qformer.hidden_size, config.qformer.encoder_hidden_size);
         let head = |name: &str, to: i64| nn::linear(p / name, d, to, nn::LinearConfig::default());
+        // Small, so that ITM starts at ln 2 whatever the size of the states is.
+        let small = nn::LinearConfig {
+            ws_init: nn::Init::Randn { mean: 0.0, stdev: ITM_HEAD_STDEV },
+            bs_init: Some(nn::Init::Const(0.0)),
+            bias: true,
+        };
         Self {
             image_norm: layer_norm(p / "vision_model" / "post_layernorm", v, IMAGE_LAYER_NORM_EPS),
             qformer: Qformer::new(p, &config.qformer),
             vision_projection: head("vision_projection", config.projection_size),
             text_projection: head("text_projection", config.projection_size),
-            itm_head: head("itm_head", 2),
+            itm_head: nn::linear(p / "itm_head", d, 2, small),
             temperature: p.var("temperature", &[], nn::Init::Const(0.07)),
             config: config.clone(),
         }
@@ -185,7 +179,12 @@ impl Stage1 {
 
         let (neg_images, neg_texts) = self.negatives(&inputs.negatives, &itc, group);
         let texts = gather_texts(&inputs.text, group)?;
-        let itm = self.itm(inputs, &images, &texts, (&neg_images, &neg_texts), group, train)?;
+        let hard = Hard {
+            images: self.with_hard_images(inputs, &images, &neg_images, group)?,
+            texts: &texts,
+            neg_texts,
+        };
+        let itm = self.itm(&inputs.text, &hard, train);
         let lm = self.itg(&inputs.text, &cache, train);
         let itg = self.itg_loss(&lm, &texts, group.world_size());
         let losses = Stage1Losses {
@@ -206,10 +205,9 @@ impl Stage1 {
             sim_i2t: itc.sim_i2t,
             sim_t2i: itc.sim_t2i,
             itm_query_output: itm.query_output,
-            itm_text_output: itm.text_output,
             itm_logits: itm.logits,
-            lm_states: lm.states,
-            lm_logits: lm.logits,
+            lm_states: lm.states.narrow(0, 0, lm.tokens),
+            lm_logits: lm.logits.narrow(0, 0, lm.tokens),
         };
         Ok((losses, trace))
     }
@@ -250,43 +248,48 @@ impl Stage1 {
         }
     }
 
-    /// Spec 3.2: the pair itself, the text with a hard image, the image with a hard text.
-    fn itm(
+    /// Keys and values of the images of all ITM pairs, `3B` of them: own, drawn, own.
+    fn with_hard_images(
         &self,
         inputs: &Stage1Inputs,
         images: &ImageContext,
-        texts: &TextInput,
-        (neg_images, neg_texts): (&Tensor, &Tensor),
+        neg_images: &Tensor,
         group: &dyn ProcessGroup,
-        train: bool,
-    ) -> Result<Itm, CommError> {
-        let batch = inputs.image.size()[0];
+    ) -> Result<ImageContext, CommError> {
         let (neg_places, fetched) = fetch_images(&inputs.image, neg_images, group)?;
-        let others = fetched.map(|raw| self.qformer.image_context(&self.image_norm.forward(&raw)));
-        let own = Tensor::arange(batch, (Kind::Int64, inputs.image.device()));
+        let own = Tensor::arange(inputs.image.size()[0], (Kind::Int64, inputs.image.device()));
         let rows = Tensor::cat(&[&own, &neg_places, &own], 0); // [3B]
-        let image_rows = match &others {
-            Some(others) => images.stack(others).select(&rows),
+        Ok(match fetched {
+            Some(raw) => {
+                images.stack(&self.qformer.image_context(&self.image_norm.forward(&raw))).select(&rows)
+            }
             None => images.select(&rows),
-        };
-        let wide = inputs.text.widened(texts.ids.size()[1]);
-        let text = TextInput::stack(&[&wide, &wide, &texts.select(neg_texts)]); // [3B, T']
+        })
+    }
+
+    /// Spec 3.2: the pair itself, the text with a hard image, the image with a hard text.
+    fn itm(&self, own_text: &TextInput, hard: &Hard<'_>, train: bool) -> Itm {
+        let wide = own_text.widened(hard.texts.ids.size()[1]);
+        let text = TextInput::stack(&[&wide, &wide, &hard.texts.select(&hard.neg_texts)]); // [3B, T']
         let packing = Packing::new(&text.mask);
-        let (queries, text_states) = self.qformer.encode_jointly(&text, &packing, &image_rows, train);
+        let queries = self.qformer.encode_jointly(&text, &packing, &hard.images, train);
         let logits = self.match_logits(&queries);
-        let labels = Tensor::cat(&[own.ones_like(), own.zeros_like(), own.zeros_like()], 0);
-        Ok(Itm {
+        let ones = hard.neg_texts.ones_like();
+        let zeros = ones.zeros_like();
+        let labels = Tensor::cat(&[&ones, &zeros, &zeros], 0);
+        Itm {
             loss: logits.cross_entropy_for_logits(&labels),
             accuracy: logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(Kind::Float),
-            text_output: packing.unpack(&text_states),
             query_output: queries,
             logits,
-        })
+        }
     }
 
     /// Query states `[R, Q, D]` > class logits, mean over queries, `[R, 2]`.
     fn match_logits(&self, queries: &Tensor) -> Tensor {
-        self.itm_head.forward(queries).to_kind(Kind::Float).mean_dim([1i64].as_slice(), false, Kind::Float)
+        // The head is linear: the mean of its outputs is its output of the mean, here in fp32 whatever autocast says.
+        let mean = queries.to_kind(Kind::Float).mean_dim([1i64].as_slice(), false, Kind::Float); // [R, D]
+        torch_bridge::autocast(queries.device(), None, || self.itm_head.forward(&mean))
     }
 
     /// Spec 3.3. The last token of a text predicts nothing and is seen by nobody: it is left out.
@@ -296,7 +299,10 @@ impl Stage1 {
         let packing = Packing::new(&read.mask);
         let states = self.qformer.decode_text(&read, &packing, cache, train);
         let logits = self.qformer.lm_logits(&states).to_kind(Kind::Float);
-        Lm { labels: packing.pack(&text.ids.narrow(1, 1, last)), states, logits }
+        let labels = packing.pack(&text.ids.narrow(1, 1, last));
+        let tokens = packing.tokens();
+        let _ = labels.narrow(0, tokens, labels.size()[0] - tokens).fill_(NO_LABEL);
+        Lm { states, logits, labels, tokens }
     }
 
     /// Smoothed cross entropy a token; `texts` are those of all ranks.
@@ -309,7 +315,7 @@ impl Stage1 {
             LABEL_SMOOTHING,
         );
         let tokens = match self.config.itg_weighting {
-            ItgWeighting::RankTokens => lm.labels.size()[0] as f64,
+            ItgWeighting::RankTokens => lm.tokens as f64,
             // Each text has one token that is no target. Ranks average their losses: a rank's share is scaled by W.
             ItgWeighting::GlobalTokens => {
                 (count(&texts.mask) - texts.mask.size()[0]) as f64 / world_size as f64
@@ -329,7 +335,6 @@ impl Stage1 {
     }
 
     /// Normalised projections of texts, `[N, E]`.
-    #[must_use]
     pub fn encode_texts(&self, texts: &TextInput) -> Tensor {
         no_grad(|| {
             let packing = Packing::new(&texts.mask);
@@ -339,22 +344,30 @@ impl Stage1 {
     }
 
     /// Logit of "they match", mean over queries, `[R]`, of pairs (image `rows[i]`, text `i`); spec 7.6.
-    #[must_use]
     pub fn itm_scores(&self, images: &EncodedImages, rows: &Tensor, texts: &TextInput) -> Tensor {
         no_grad(|| {
             let packing = Packing::new(&texts.mask);
             let context = images.context.select(rows);
-            let (queries, _) = self.qformer.encode_jointly(texts, &packing, &context, false);
+            let queries = self.qformer.encode_jointly(texts, &packing, &context, false);
             self.match_logits(&queries).select(1, 1)
         })
     }
+}
+
+/// What ITM pairs the own texts with.
+struct Hard<'a> {
+    /// Of all `3B` pairs.
+    images: ImageContext,
+    /// All ranks' texts.
+    texts: &'a TextInput,
+    /// Which of them was drawn for each image, `[B]`.
+    neg_texts: Tensor,
 }
 
 struct Itm {
     loss: Tensor,
     accuracy: Tensor,
     query_output: Tensor,
-    text_output: Tensor,
     logits: Tensor,
 }
 
@@ -362,6 +375,8 @@ struct Lm {
     states: Tensor,
     logits: Tensor,
     labels: Tensor,
+    /// Rows that are scored; those behind them are fillers.
+    tokens: i64,
 }
 
 /// Unit length over the last dimension, in fp32.
@@ -374,51 +389,4 @@ fn normalise(x: &Tensor) -> Tensor {
 /// The column of each own pair in the global batch, `[B]`.
 fn own_pairs(batch: i64, group: &dyn ProcessGroup) -> Tensor {
     Tensor::arange(batch, (Kind::Int64, group.device())) + group.rank() as i64 * batch
-}
-
-/// Chances (not normalised) of each column to be drawn as the row's negative, `[B, W * B]`; `own` is never drawn.
-#[must_use]
-pub fn negative_weights(weighting: NegativeWeighting, sim: &Tensor, own: &Tensor) -> Tensor {
-    let own = own.unsqueeze(1);
-    match weighting {
-        NegativeWeighting::MaskedSoftmax => {
-            sim.detach().scatter_value(1, &own, NEVER).softmax(-1, Kind::Float)
-        }
-        NegativeWeighting::SoftmaxPlusEps => {
-            (sim.detach().softmax(-1, Kind::Float) + 1e-4).scatter_value(1, &own, 0.0)
-        }
-    }
-}
-
-/// One column for each row, by inverse distribution.
-fn draw(weights: &Tensor, uniforms: &Tensor) -> Tensor {
-    let cumulative = weights.to_kind(Kind::Double).cumsum(1, Kind::Double);
-    let last = weights.size()[1] - 1;
-    let threshold = cumulative.narrow(1, last, 1) * uniforms.to_kind(Kind::Double).unsqueeze(1);
-    // The first column whose cumulative weight is above the threshold; a column of weight 0 never is the first.
-    cumulative.le_tensor(&threshold).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64).clamp_max(last)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ints(tensor: &Tensor) -> Vec<i64> {
-        Vec::try_from(tensor.view([-1])).expect("values")
-    }
-
-    #[test]
-    fn the_own_pair_is_never_drawn_and_the_rest_by_weight() {
-        let sim = Tensor::from_slice(&[9f32, 1.0, 1.0, 0.0, 9.0, 3.0]).view([2, 3]);
-        let own = Tensor::from_slice(&[0i64, 1]);
-        for weighting in [NegativeWeighting::MaskedSoftmax, NegativeWeighting::SoftmaxPlusEps] {
-            let weights = negative_weights(weighting, &sim, &own);
-            assert_eq!((weights.double_value(&[0, 0]), weights.double_value(&[1, 1])), (0.0, 0.0), "{weighting:?}");
-            let at = |u: f64| ints(&draw(&weights, &Tensor::from_slice(&[u, u])));
-            assert_eq!(at(0.0), [1, 0], "{weighting:?}");
-            assert_eq!(at(0.999), [2, 2], "{weighting:?}");
-            // Row 0 has two equal candidates: the border is in the middle.
-            assert_eq!((at(0.49)[0], at(0.51)[0]), (1, 2), "{weighting:?}");
-        }
-    }
 }

@@ -52,14 +52,12 @@ impl Stage2 {
     }
 
     /// Mean cross entropy (nats) over this micro-batch's scored tokens, and how many they are.
-    #[must_use]
     pub fn loss(&self, inputs: &Stage2Inputs, train: bool) -> (Tensor, i64) {
         let (loss, tokens, _) = self.forward(inputs, train);
         (loss, tokens)
     }
 
     /// [`Stage2::loss`], with what it was computed from.
-    #[must_use]
     pub fn forward(&self, inputs: &Stage2Inputs, train: bool) -> (Tensor, i64, Stage2Trace) {
         let (prompt, image_embeds, query_output) = self.soft_prompt(&inputs.image, train);
         let text = &inputs.text;
@@ -90,7 +88,13 @@ impl Stage2 {
 
     /// Greedy captions of images (`[B, P, V]`, raw): new token ids up to the first of `end`, which is not included.
     #[must_use]
-    pub fn caption(&self, features: &Tensor, prompt: &[i64], max_new_tokens: usize, end: &[i64]) -> Vec<Vec<i64>> {
+    pub fn caption(
+        &self,
+        features: &Tensor,
+        prompt: &[i64],
+        max_new_tokens: usize,
+        end: &[i64],
+    ) -> Vec<Vec<i64>> {
         no_grad(|| {
             let (soft, ..) = self.soft_prompt(features, false);
             let batch = soft.size()[0];
@@ -103,7 +107,6 @@ impl Stage2 {
     }
 
     /// Scores `[N, vocab]` of the language model's states, for comparison with reference cases.
-    #[must_use]
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.language_model.logits(hidden)
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
 use model::{
-    ItgWeighting, LanguageConfig, LanguageModel, NegativeWeighting, QformerConfig, Stage1, Stage1Config,
+    ItgWeighting, LanguageConfig, LanguageModel, QformerConfig, Stage1, Stage1Config,
     Stage2, TextBranchConfig, VisionEncoder, Weights,
 };
 use monitor::Phase;
@@ -20,7 +20,7 @@ use crate::error::TrainError;
 use crate::features::Encoder;
 use crate::pairs::LmCaptions;
 use crate::plan::Plan;
-use crate::stage::Stage;
+use crate::stage::{Stage, random_name};
 use crate::tensors;
 
 const WEIGHTS_FILE: &str = "model.safetensors";
@@ -31,6 +31,8 @@ pub(crate) struct Tools {
     pub wordpiece: WordPiece,
     /// How the language model reads captions.
     pub lm_captions: LmCaptions,
+    /// Digest of the language model's weights.
+    pub language_digest: String,
     language_model: Rc<LanguageModel>,
     bert: BTreeMap<String, Tensor>,
     sizes: BertSizes,
@@ -69,6 +71,7 @@ pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
     Ok(Tools {
         wordpiece: WordPiece::from_vocab(&model.qformer.init.join("vocab.txt"))?,
         lm_captions: lm_captions(&plan.config)?,
+        language_digest: file_digest(&model.language.weights.join(WEIGHTS_FILE))?,
         language_model: Rc::new(language_model),
         bert: tensors::read(&model.qformer.init.join(WEIGHTS_FILE))?,
         sizes: read_json(&model.qformer.init.join("config.json"))?,
@@ -87,6 +90,14 @@ fn language_model(folder: &Path, plan: &Plan) -> Result<LanguageModel, TrainErro
     let language_model = LanguageModel::new(&config, &mut weights, kind, plan.device);
     finish(weights, path)?;
     Ok(language_model)
+}
+
+/// BLAKE3 of a file, in hexadecimal.
+fn file_digest(path: &Path) -> Result<String, TrainError> {
+    let mut hasher = blake3::Hasher::new();
+    fs::File::open(path)
+        .and_then(|file| hasher.update_reader(file).map(|hasher| hasher.finalize().to_hex().to_string()))
+        .map_err(|source| TrainError::Read { path: path.to_owned(), source })
 }
 
 fn finish(weights: Weights, path: PathBuf) -> Result<(), TrainError> {
@@ -114,15 +125,19 @@ fn lm_captions(config: &Config) -> Result<LmCaptions, TrainError> {
 pub(crate) fn encoder(plan: &Plan) -> Result<Encoder, TrainError> {
     let vision = &plan.config.model.vision;
     let path = vision.weights.join(WEIGHTS_FILE);
-    let bytes = fs::read(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&bytes).update(format!("{:?} {:?}", vision.architecture, plan.device).as_bytes());
+    let weights_digest = file_digest(&path)?;
+    // Frozen: half precision where the hardware multiplies it fast; it is cached in 16 bits anyway.
+    let kind = plan.autocast.unwrap_or(Kind::Float);
+    // Ranks of one run must name one file: the kind of device counts, not its number.
+    let made_by =
+        format!("{weights_digest} {:?} cuda {} {kind:?}", vision.architecture, plan.device.is_cuda());
     let mut weights = Weights::new(tensors::read(&path)?);
-    let encoder = VisionEncoder::new(&vision.architecture, &mut weights, Kind::Float, plan.device);
+    let encoder = VisionEncoder::new(&vision.architecture, &mut weights, kind, plan.device);
     finish(weights, path)?;
     Ok(Encoder {
         vision: encoder,
-        digest: hasher.finalize().to_hex().to_string(),
+        digest: blake3::hash(made_by.as_bytes()).to_hex().to_string(),
+        weights_digest,
         transform: Transform::new(plan.config.data.transform.clone())?,
     })
 }
@@ -138,7 +153,7 @@ pub(crate) fn stage(
     phase: Phase,
     stage1: Option<&BTreeMap<String, Tensor>>,
 ) -> Result<(Stage, BTreeSet<String>), TrainError> {
-    tch::manual_seed(Rng::new(plan.config.run.seed, Stream::Init, &[phase as u64]).bits().cast_signed());
+    tch::manual_seed(Rng::new(plan.config.run.seed, Stream::Init, &[random_name(phase)]).bits().cast_signed());
     let store = nn::VarStore::new(plan.device);
     let root = store.root();
     let config = qformer_config(&plan.config, &tools.sizes, phase, &tools.wordpiece, width(plan));
@@ -157,7 +172,7 @@ pub(crate) fn stage(
     match stage1 {
         None => Ok((made, pretrained)),
         Some(weights) => {
-            copy_common(&made.trainable(), weights);
+            copy_weights(&shared_with_stage1(&made), weights, &plan.stage1.checkpoint_dir)?;
             Ok((made, BTreeSet::new()))
         }
     }
@@ -198,21 +213,19 @@ fn stage1_config(config: &Config, qformer: QformerConfig) -> Stage1Config {
     Stage1Config {
         qformer,
         projection_size: config.model.qformer.projection_size,
-        negative_weighting: NegativeWeighting::MaskedSoftmax,
+        negative_weighting: config.model.qformer.negative_weighting,
         itg_weighting: ItgWeighting::GlobalTokens,
     }
 }
 
-/// Copies what both have in one shape; the rest of `weights` (stage 1's heads and text branch) is not needed.
-fn copy_common(trainable: &BTreeMap<String, Tensor>, weights: &BTreeMap<String, Tensor>) {
-    for (name, parameter) in trainable {
-        if let Some(value) = weights.get(name).filter(|value| value.size() == parameter.size()) {
-            no_grad(|| parameter.shallow_clone().copy_(value));
-        }
-    }
+/// All of a stage 2 but its projection into the language model: what stage 1 must have trained.
+fn shared_with_stage1(stage2: &Stage) -> BTreeMap<String, Tensor> {
+    let mut shared = stage2.trainable();
+    shared.retain(|name, _| !name.starts_with("language_projection."));
+    shared
 }
 
-/// Copies `weights` into exactly the trainable parameters.
+/// Copies `weights` into all of `trainable`; what else there is in `weights` is not needed.
 ///
 /// # Errors
 /// [`TrainError::Weights`] listing every parameter that is missing or misshapen.

@@ -34,24 +34,49 @@ impl Checkpoints {
         Ok(Self { writer, phase: plan.phase.name().into(), config })
     }
 
-    /// Saves in the background; with `best` at once, and pinned. Returns what went wrong: a full disk does not end
-    /// training.
-    pub fn save(
-        &mut self,
-        state: &TrainState,
-        stage: &Stage,
-        optimizer: &AdamW,
-        best: bool,
-    ) -> Option<String> {
-        let writer = self.writer.as_mut()?;
-        if !best && !writer.is_idle() {
+    /// Saves in the background, unless the save before this one is still being written. Returns what went wrong: a
+    /// full disk does not end training.
+    pub fn submit(&mut self, state: &TrainState, stage: &Stage, optimizer: &AdamW) -> Option<String> {
+        if !self.writer.as_ref()?.is_idle() {
             return Some(format!(
                 "checkpoint of step {} left out: the one before it is still being written; a slower \
                  checkpoint_every_steps or a faster disk helps",
                 state.step
             ));
         }
-        let snapshot = Snapshot {
+        let snapshot = self.snapshot(state, stage, optimizer);
+        self.writer.as_mut()?.submit(snapshot, state.step).and_then(describe)
+    }
+
+    /// Saves before it returns, whatever is still being written; with `best` it is pinned too. For what must not be
+    /// left out: a phase's last step, a step that is handed over, a requested stop.
+    ///
+    /// # Errors
+    /// [`TrainError::Checkpoint`] when it is not on the disk.
+    pub fn save(
+        &mut self,
+        state: &TrainState,
+        stage: &Stage,
+        optimizer: &AdamW,
+        best: bool,
+    ) -> Result<(), TrainError> {
+        if self.writer.is_none() {
+            return Ok(());
+        }
+        let snapshot = self.snapshot(state, stage, optimizer);
+        let Some(writer) = self.writer.as_mut() else { return Ok(()) };
+        // Its own outcome comes last; one before it that failed has been made up for.
+        if let Some(outcome) = writer.save_now(&snapshot, state.step).pop() {
+            outcome?;
+        }
+        if best {
+            writer.store().pin(state.step)?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, state: &TrainState, stage: &Stage, optimizer: &AdamW) -> Snapshot {
+        Snapshot {
             model: stage.trainable().iter().map(|(name, p)| (name.clone(), to_host(p))).collect(),
             optimizer: optimizer.snapshot(),
             state: serde_json::to_value(state).unwrap_or_default(),
@@ -59,33 +84,17 @@ impl Checkpoints {
             phase: self.phase.clone(),
             parent: None,
             frozen: Default::default(),
-        };
-        if !best {
-            return describe(writer.submit(snapshot, state.step).into_iter());
-        }
-        let saved = describe(writer.save_now(&snapshot, state.step).into_iter());
-        let pinned = writer.store().pin(state.step).err().map(|error| error.to_string());
-        saved.or(pinned)
-    }
-
-    /// Waits for the save in flight.
-    ///
-    /// # Errors
-    /// [`TrainError::Checkpoint`]: at the end of a phase its last checkpoint must be on the disk.
-    pub fn finish(&mut self) -> Result<(), TrainError> {
-        match self.writer.as_mut().and_then(Writer::finish) {
-            Some(Err(error)) => Err(error.into()),
-            _ => Ok(()),
         }
     }
 }
 
-fn describe(outcomes: impl Iterator<Item = Result<Saved, CheckpointError>>) -> Option<String> {
-    let failed: Vec<String> = outcomes
-        .filter_map(Result::err)
-        .map(|error| format!("checkpoint not written: {error}; training goes on"))
-        .collect();
-    (!failed.is_empty()).then(|| failed.join("; "))
+/// What a person should know of a save that failed.
+pub fn not_written(error: &dyn std::error::Error) -> String {
+    format!("checkpoint not written: {}; training goes on", launch::with_causes(error))
+}
+
+fn describe(outcome: Result<Saved, CheckpointError>) -> Option<String> {
+    outcome.err().map(|error| not_written(&error))
 }
 
 /// The newest whole checkpoint of a phase with its state; warnings name what had to be passed over.

@@ -150,6 +150,9 @@ pub struct QformerConfig {
     pub projection_size: i64,
     /// Dropout of hidden states and attention probabilities (paper: 0.1).
     pub dropout: f64,
+    /// How hard negatives of ITM are drawn: `masked_softmax` or `softmax_plus_eps` (LAVIS 1.0.2).
+    #[serde(default)]
+    pub negative_weighting: model::NegativeWeighting,
 }
 
 /// The frozen language model.

@@ -59,6 +59,12 @@ pub enum TrainError {
         /// Steps done.
         step: u64,
     },
+    /// Somebody asked for a stop where there is nothing to save: what was begun is done again.
+    #[error("stopped during {phase}; every checkpoint is kept; launch again to go on")]
+    Interrupted {
+        /// Which phase.
+        phase: String,
+    },
     /// The loss is no number for too long: another learning rate or dtype is needed.
     #[error(
         "the loss of {phase} is not finite for {steps} steps in a row, up to step {step}; lower peak_lr or use fp32"
@@ -83,11 +89,15 @@ impl TrainError {
         match self {
             Self::Read { .. } | Self::Config { .. } | Self::Weights { .. } => Exit::Config,
             Self::Data(data::DataError::TooManySkipped { .. }) | Self::NotFinite { .. } => Exit::GiveUp,
+            Self::Data(data::DataError::Unreadable { .. }) => Exit::Unavailable,
             Self::Data(_) | Self::Verify(_) => Exit::Config,
             Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
+            Self::Checkpoint(checkpoint::CheckpointError::Io { .. }) => Exit::Unavailable,
             Self::Checkpoint(_) => Exit::Config,
-            Self::Write { .. } | Self::Peer(_) | Self::Launch(_) => Exit::Unavailable,
-            Self::Stopped { .. } => Exit::Stopped,
+            Self::Launch(error) => error.exit(),
+            Self::Peer(collectives::CommError::Unsupported { .. }) => Exit::Config,
+            Self::Write { .. } | Self::Peer(_) => Exit::Unavailable,
+            Self::Stopped { .. } | Self::Interrupted { .. } => Exit::Stopped,
         }
     }
 }

@@ -22,7 +22,9 @@ const PICTURES_AHEAD: usize = 64;
 pub struct Encoder {
     /// Frozen.
     pub vision: VisionEncoder,
-    /// Digest of its weights and architecture.
+    /// Digest of its weights alone.
+    pub weights_digest: String,
+    /// Digest of all that its features depend on: weights, architecture, kind of device.
     pub digest: String,
     /// Decode, augment, normalise.
     pub transform: Transform,

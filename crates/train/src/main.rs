@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("blip2: {error}");
+            eprintln!("blip2: {}", launch::with_causes(&error));
             match error {
                 TrainError::Verify(_) => ExitCode::FAILURE,
                 other => other.exit().into(),

@@ -7,6 +7,7 @@ use tch::{Device, Tensor};
 use crate::corpus::Corpus;
 use crate::error::TrainError;
 use crate::plan::StagePlan;
+use crate::stage::random_name;
 use crate::state::TrainState;
 
 /// One forward's input on the device.
@@ -45,7 +46,7 @@ pub struct LmCaptions {
     pub prompt: Vec<i64>,
     /// Ends every caption.
     pub eos: i64,
-    /// Longest caption in tokens, the end included.
+    /// Longest caption in tokens, the end included; a longer one is cut and has no end.
     pub max_tokens: usize,
 }
 
@@ -105,8 +106,7 @@ impl PairSource<'_> {
             let text = self.texts.draw(captions, self.seed, id, sample.epoch);
             texts.push(data::blip_caption(&text, data::MAX_WORDS));
         }
-        let phase = plan.phase as u64;
-        let dropout_name = [phase, step, micro_step as u64, self.rank as u64];
+        let dropout_name = [random_name(plan.phase), step, micro_step as u64, self.rank as u64];
         let dropout = Rng::new(self.seed, Stream::Dropout, &dropout_name).bits();
         Ok(MicroBatch {
             features: self.corpus.features(&rows)?.to_device(self.device),
@@ -124,7 +124,7 @@ impl PairSource<'_> {
                 .map(move |i| Rng::new(self.seed, Stream::HardNegative, &[position + i, which]).uniform())
         };
         let values: Vec<f64> = draw(0).chain(draw(1)).collect();
-        Tensor::from_slice(&values).view([2, count as i64])
+        Tensor::from_slice(&values).view([2, count as i64]).to_device(self.device)
     }
 }
 
@@ -142,15 +142,16 @@ impl StageTokenizer<'_> {
 }
 
 impl LmCaptions {
-    /// Prompt, caption and end of text, padded on the right to the longest.
+    /// Prompt, caption and end of text, padded on the right to the longest. Behind a caption that was cut there is no end:
+    /// the model is not to learn that captions end in the middle.
     ///
     /// # Errors
     /// [`TrainError::Data`] for a text that the tokenizer refuses.
     pub fn tokenise(&self, texts: &[String]) -> Result<LmText, TrainError> {
         let row = |text: &String| -> Result<Vec<i64>, TrainError> {
             let mut ids = self.tokenizer.encode_plain(text)?;
-            ids.truncate(self.max_tokens - 1);
             ids.push(self.eos);
+            ids.truncate(self.max_tokens);
             Ok(self.prompt.iter().copied().chain(ids).collect())
         };
         let rows = texts.iter().map(row).collect::<Result<Vec<_>, _>>()?;

@@ -74,7 +74,9 @@ impl Run {
             }
             splits.push(split);
         }
-        let seconds = started.elapsed().as_secs_f64();
+        // Each launch loads the models again; what the launches before this one took is part of the cost too.
+        let before = session.ledger.seconds.get(&Phase::Features).copied().unwrap_or(0.0);
+        let seconds = before + started.elapsed().as_secs_f64();
         let mut run = Self { session, tools, train, splits };
         run.account(Phase::Features, seconds)?;
         Ok(run)
@@ -87,8 +89,11 @@ impl Run {
         stage1: Option<&BTreeMap<String, Tensor>>,
     ) -> Result<(), TrainError> {
         let resumed = checkpoints::latest(plan)?;
-        if resumed.as_ref().is_some_and(|(_, state)| state.step >= plan.steps) {
-            return Ok(());
+        self.agree_on_step(plan, resumed.as_ref().map_or(0, |(_, state)| state.step))?;
+        if let Some((loaded, state)) = resumed.as_ref().filter(|(_, state)| state.step >= plan.steps) {
+            // The launch that took its last step may not have lived to write down what it cost.
+            let parameters = loaded.snapshot.model.values().map(|p| p.numel() as u64).sum();
+            return self.close(plan.phase, parameters, state);
         }
         let Self { session, tools, train, splits } = self;
         let (stage, pretrained) = build::stage(&session.plan, tools, plan.phase, stage1)?;
@@ -104,8 +109,6 @@ impl Run {
             state = resumed_state;
         }
         let parameters: u64 = trainable.values().map(|p| p.numel() as u64).sum();
-        session.ledger.trainable.insert(plan.phase, parameters);
-        session.ledger.bytes_per_step.insert(plan.phase, 4 * parameters);
         session.metrics.line(&format!(
             "{}: {parameters} trainable parameters, {:.1} MB reduced per step and rank, from step {}",
             plan.phase.name(),
@@ -138,17 +141,40 @@ impl Run {
         let mut trainer =
             Trainer { session, plan, stage, optimizer, pairs, checkpoints, validate: &validate, state };
         trainer.run()?;
-        let seconds = trainer.state.train_seconds;
-        let pairs_per_second = trainer.state.pairs_seen as f64 / seconds;
+        let state = trainer.state.clone();
         drop(trainer);
         self.session.metrics.end_phase();
         // Rank 0's last checkpoint is on the disk before anybody reads it.
         self.session.group.barrier()?;
-        self.session.ledger.pairs_per_second.insert(plan.phase, pairs_per_second);
-        self.account(plan.phase, seconds)
+        self.close(plan.phase, parameters, &state)
     }
 
-    /// Writes a phase's seconds and the memory of all ranks so far.
+    /// All ranks found the same checkpoint, and have read it before rank 0 tidies its folder. On a shared disk that is
+    /// slow to tell, one rank could find an older one; its gradients would then be of another model.
+    fn agree_on_step(&self, plan: &StagePlan, step: u64) -> Result<(), TrainError> {
+        let world = &self.session.plan.world;
+        let own = step as f64;
+        let mut sums = Tensor::from_slice(&[own, own * own]).to_device(self.session.plan.device);
+        self.session.group.all_reduce_sum(&mut sums)?;
+        // Cauchy-Schwarz: equal only where all steps are.
+        if sums.double_value(&[0]).powi(2) == world.world_size as f64 * sums.double_value(&[1]) {
+            return Ok(());
+        }
+        let detail =
+            format!("rank {} finds step {step}, others find other steps: all ranks need one disk", world.rank);
+        Err(TrainError::Read { path: plan.checkpoint_dir.clone(), source: std::io::Error::other(detail) })
+    }
+
+    /// Enters a finished stage into the ledger.
+    fn close(&mut self, phase: Phase, parameters: u64, state: &TrainState) -> Result<(), TrainError> {
+        let ledger = &mut self.session.ledger;
+        ledger.trainable.insert(phase, parameters);
+        ledger.bytes_per_step.insert(phase, 4 * parameters);
+        ledger.pairs_per_second.insert(phase, state.pairs_seen as f64 / state.train_seconds);
+        self.account(phase, state.train_seconds)
+    }
+
+    /// Writes a phase's seconds, over all launches, and the memory of all ranks so far.
     pub(crate) fn account(&mut self, phase: Phase, seconds: f64) -> Result<(), TrainError> {
         let peak = monitor::memory::peak_rss_bytes().unwrap_or(0) as f64;
         let mut sum = Tensor::from_slice(&[peak]).to_device(self.session.plan.device);

@@ -91,6 +91,7 @@ impl Plan {
     /// # Errors
     /// [`TrainError::Config`] naming the key that cannot be met and the remedy.
     pub fn new(config: Config, world: World, path: &Path) -> Result<Self, TrainError> {
+        check(&config).map_err(|detail| TrainError::Config { path: path.to_owned(), detail })?;
         let device = device(&config, &world, path)?;
         let autocast = autocast(config.run.compute_dtype, device);
         let stage = |phase, stage: &StageConfig, key: &str| {
@@ -191,6 +192,37 @@ impl StagePlan {
             validate_every_steps: c.validate_every_steps,
             checkpoint_dir: dir.join("checkpoints").join(phase.name()),
         })
+    }
+}
+
+/// Values that parse and cannot run: `Err` says key, value and remedy.
+fn check(config: &Config) -> Result<(), String> {
+    config.data.texts.check().map_err(|error| error.to_string())?;
+    let (data, qformer, evaluation) = (&config.data, &config.model.qformer, &config.evaluation);
+    let selects = evaluation.splits.iter().any(|split| split.select);
+    let rules = [
+        ((0.0..=1.0).contains(&data.max_skipped_ratio), "data.max_skipped_ratio must be 0 to 1"),
+        (data.max_text_tokens >= 3, "data.max_text_tokens must be at least 3: [CLS], a word piece, [SEP]"),
+        (data.features.batch > 0, "data.features.batch must be at least 1"),
+        ((0.0..1.0).contains(&qformer.dropout), "model.qformer.dropout must be 0 or more and less than 1"),
+        (qformer.num_query_tokens > 0, "model.qformer.num_query_tokens must be at least 1"),
+        (qformer.cross_attention_freq > 0, "model.qformer.cross_attention_freq must be at least 1"),
+        (qformer.projection_size > 0, "model.qformer.projection_size must be at least 1"),
+        (config.model.language.max_new_tokens >= 2, "model.language.max_new_tokens must be at least 2"),
+        (evaluation.rerank_candidates > 0, "evaluation.rerank_candidates must be at least 1"),
+        (evaluation.max_captions > 1, "evaluation.max_captions must be at least 2: one picture cannot be shuffled"),
+        (
+            config.stage1.validate_every_steps == 0 || selects,
+            "stage1.validate_every_steps needs a split with select = true: without one there is nothing to score",
+        ),
+        (
+            config.stage2.validate_every_steps == 0,
+            "stage2.validate_every_steps must be 0: stage 2 hands over its last step, nothing is chosen",
+        ),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, problem)) => Err((*problem).to_owned()),
+        None => Ok(()),
     }
 }
 

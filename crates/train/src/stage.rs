@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use collectives::{CommError, ProcessGroup};
-use model::{Negatives, Stage1, Stage1Inputs, Stage2, Stage2Inputs};
-use tch::{Tensor, nn};
+use model::{LmText, Negatives, Stage1, Stage1Inputs, Stage2, Stage2Inputs};
+use monitor::Phase;
+use tch::{Kind, Tensor, nn};
 
 use crate::pairs::{MicroBatch, StageText};
 
@@ -25,7 +26,7 @@ pub struct StepLosses {
 }
 
 impl Stage {
-    /// One forward in training mode.
+    /// One forward in training mode: means over this micro-batch (stage 1: over all ranks' pairs that meet in ITC).
     ///
     /// # Errors
     /// [`CommError`] when a peer is gone.
@@ -53,8 +54,7 @@ impl Stage {
             }
             (Self::Two(stage2, _), StageText::Two(text)) => {
                 let inputs = Stage2Inputs { image: batch.features.shallow_clone(), text: text.clone() };
-                let (loss, tokens) = stage2.loss(&inputs, true);
-                let total = weighted_by_tokens(&loss, tokens, group)?;
+                let (total, _) = stage2.loss(&inputs, true);
                 Ok(StepLosses { named: vec![("loss", total.detach()), ("loss_lm", total.detach())], total })
             }
             _ => unreachable!("a stage is built with the tokenizer of its own texts"),
@@ -69,10 +69,69 @@ impl Stage {
     }
 }
 
-/// Weights a rank's mean by its share of all ranks' tokens, so that N ranks equal one rank with N times the batch.
-fn weighted_by_tokens(loss: &Tensor, tokens: i64, group: &dyn ProcessGroup) -> Result<Tensor, CommError> {
-    let mut all = Tensor::from_slice(&[tokens as f64]).to_device(group.device());
+impl StepLosses {
+    /// A part of the step's losses, see [`weights`].
+    #[must_use]
+    pub fn weighted(self, weight: f64) -> Self {
+        let named = self.named.into_iter().map(|(name, value)| (name, value * weight)).collect();
+        Self { total: self.total * weight, named }
+    }
+}
+
+/// What each micro-batch of a step weighs on this rank, so that the weighted losses, summed over micro-batches and averaged
+/// over ranks, are the mean over all pairs (stage 1) or all scored tokens (stage 2) of the step: neither the number of
+/// ranks nor the size of a micro-batch changes the gradient.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub fn weights(batches: &[MicroBatch], group: &dyn ProcessGroup) -> Result<Vec<f64>, CommError> {
+    let counts: Vec<f64> = batches.iter().map(|batch| scored(&batch.text)).collect();
+    let mut all = Tensor::from_slice(&[counts.iter().sum::<f64>()]).to_device(group.device());
     group.all_reduce_sum(&mut all)?;
-    let share = tokens as f64 * group.world_size() as f64 / all.double_value(&[0]).max(1.0);
-    Ok(loss * share)
+    let mean = all.double_value(&[0]).max(1.0) / group.world_size() as f64;
+    Ok(counts.into_iter().map(|count| count / mean).collect())
+}
+
+/// What the loss of a micro-batch is a mean over: pairs, or tokens of the language model.
+fn scored(text: &StageText) -> f64 {
+    match text {
+        StageText::One(text) => text.ids.size()[0] as f64,
+        StageText::Two(text) => text.labels.ne(LmText::IGNORED).sum(Kind::Int64).double_value(&[]),
+    }
+}
+
+/// Names a phase in random numbers. The control without stage 1 draws what stage 2 draws: it is to differ in stage 1 alone.
+#[must_use]
+pub fn random_name(phase: Phase) -> u64 {
+    match phase {
+        Phase::Stage2WithoutStage1 => Phase::Stage2 as u64,
+        other => other as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collectives::SoloGroup;
+    use tch::Device;
+
+    use super::*;
+
+    fn batch(rows: &[Vec<i64>]) -> MicroBatch {
+        let text = StageText::Two(LmText::padded(rows, 1, 0));
+        let nothing = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
+        MicroBatch { features: nothing(), text, uniforms: nothing(), dropout_seed: 0 }
+    }
+
+    #[test]
+    fn micro_batches_weigh_by_their_scored_tokens() {
+        // The first token is the prompt: 3 + 1 and 2 + 0 tokens are scored.
+        let batches = [batch(&[vec![9, 1, 2, 3], vec![9, 4]]), batch(&[vec![9, 5, 6], vec![9]])];
+        assert_eq!(weights(&batches, &SoloGroup::new(Device::Cpu)).expect("alone"), [4.0 / 6.0, 2.0 / 6.0]);
+    }
+
+    #[test]
+    fn the_control_draws_what_stage_2_draws() {
+        assert_eq!(random_name(Phase::Stage2WithoutStage1), random_name(Phase::Stage2));
+        assert_ne!(random_name(Phase::Stage1), random_name(Phase::Stage2));
+    }
 }

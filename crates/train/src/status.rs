@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 
 use collectives::{CommError, ProcessGroup};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::stage::StepLosses;
-use crate::trainer::mean_losses;
 
 /// What the ranks agree on after a step: losses averaged over ranks, and whether to go on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// Losses by name, mean over micro-batches and ranks.
+    /// Losses by name, over all micro-batches and ranks (see [`crate::stage::weights`]).
     pub losses: BTreeMap<String, f64>,
-    /// Other figures by name, mean over micro-batches and ranks.
+    /// Other figures by name, over all micro-batches and ranks.
     pub metrics: BTreeMap<String, f64>,
     /// Every rank's losses and the gradient are finite.
     pub finite: bool,
@@ -25,7 +24,7 @@ impl Status {
     /// This rank's view.
     #[must_use]
     pub fn of(losses: &[StepLosses], grad_norm: f64, stop: bool) -> Self {
-        let named = mean_losses(losses);
+        let named = summed(losses);
         let finite = grad_norm.is_finite() && named.values().all(|value| value.is_finite());
         let (losses, metrics) = named.into_iter().partition(|(name, _)| name.starts_with("loss"));
         Self { losses, metrics, finite, stop }
@@ -53,4 +52,13 @@ impl Status {
         }
         Ok(self)
     }
+}
+
+/// The weighted losses of all micro-batches, as plain numbers.
+fn summed(losses: &[StepLosses]) -> BTreeMap<String, f64> {
+    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+    for (name, value) in losses.iter().flat_map(|losses| &losses.named) {
+        *sums.entry((*name).to_owned()).or_default() += value.to_kind(Kind::Double).double_value(&[]);
+    }
+    sums
 }

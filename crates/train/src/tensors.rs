@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use checkpoint::{Dtype, HostTensor, TensorMap};
+use checkpoint::{CheckpointError, Dtype, HostTensor, TensorMap};
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
@@ -32,10 +32,12 @@ pub fn to_host(tensor: &Tensor) -> HostTensor {
 /// Every tensor of a safetensors file.
 ///
 /// # Errors
-/// [`TrainError::Weights`] naming the file.
+/// [`TrainError::Read`] or [`TrainError::Weights`] naming the file.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {
-    let map = checkpoint::read_safetensors(path)
-        .map_err(|error| TrainError::Weights { path: path.to_owned(), detail: error.to_string() })?;
+    let map = checkpoint::read_safetensors(path).map_err(|error| match error {
+        CheckpointError::Io { path, source, .. } => TrainError::Read { path, source },
+        other => TrainError::Weights { path: path.to_owned(), detail: other.to_string() },
+    })?;
     Ok(all_to_torch(&map))
 }
 

@@ -7,15 +7,14 @@ use std::time::Instant;
 
 use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
-use tch::{Kind, Tensor};
 
-use crate::checkpoints::Checkpoints;
+use crate::checkpoints::{self, Checkpoints};
 use crate::error::TrainError;
 use crate::optim::{AdamW, clip};
 use crate::pairs::{MicroBatch, PairSource};
 use crate::plan::StagePlan;
 use crate::session::Session;
-use crate::stage::{Stage, StepLosses};
+use crate::stage::{self, Stage};
 use crate::state::{Best, TrainState};
 use crate::status::Status;
 
@@ -78,29 +77,30 @@ impl Trainer<'_> {
             self.record(&report, step_seconds, data_wait_seconds);
             self.give_up_if_lost()?;
             let improved = self.maybe_validate();
-            self.maybe_save(improved, report.status.stop);
+            self.maybe_save(improved, report.status.stop)?;
             if report.status.stop {
-                self.checkpoints.finish()?;
                 return Err(TrainError::Stopped {
                     phase: self.plan.phase.name().into(),
                     step: self.state.step,
                 });
             }
         }
-        self.checkpoints.finish()
+        Ok(())
     }
 
     /// Forward, backward, reduce, decide together, update.
     fn step(&mut self, micro_batches: &[MicroBatch]) -> Result<StepReport, TrainError> {
         let mut losses = Vec::with_capacity(micro_batches.len());
-        for batch in micro_batches {
+        let weights = stage::weights(micro_batches, self.session.group.as_ref())?;
+        for (batch, weight) in micro_batches.iter().zip(weights) {
             // Dropout's generator is set anew for each forward: no state to resume, and ranks differ.
             tch::manual_seed(batch.dropout_seed);
             let step_losses =
                 torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, || {
                     self.stage.losses(batch, self.session.group.as_ref())
                 })?;
-            (&step_losses.total / micro_batches.len() as f64).backward();
+            let step_losses = step_losses.weighted(weight);
+            step_losses.total.backward();
             losses.push(step_losses);
         }
         let mut gradients = self.optimizer.gradients();
@@ -180,27 +180,21 @@ impl Trainer<'_> {
         improved
     }
 
-    fn maybe_save(&mut self, improved: bool, stop: bool) {
-        let due =
-            self.state.step % self.plan.checkpoint_every_steps == 0 || self.state.step == self.plan.steps;
-        if improved || due || stop {
-            if let Some(warning) = self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved)
-            {
-                self.session.metrics.warn(warning);
+    fn maybe_save(&mut self, improved: bool, stop: bool) -> Result<(), TrainError> {
+        let is_last = self.state.step == self.plan.steps;
+        let warning = if is_last || stop || improved {
+            match self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved) {
+                Err(error) if is_last || stop => return Err(error),
+                saved => saved.err().map(|error| checkpoints::not_written(&error)),
             }
+        } else if self.state.step % self.plan.checkpoint_every_steps == 0 {
+            self.checkpoints.submit(&self.state, &self.stage, &self.optimizer)
+        } else {
+            None
+        };
+        if let Some(warning) = warning {
+            self.session.metrics.warn(warning);
         }
+        Ok(())
     }
-}
-
-/// The mean of `values` weighted equally, as plain numbers.
-pub(crate) fn mean_losses(losses: &[StepLosses]) -> BTreeMap<String, f64> {
-    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
-    for (name, value) in losses.iter().flat_map(|l| &l.named) {
-        *sums.entry((*name).to_owned()).or_default() += number(value) / losses.len() as f64;
-    }
-    sums
-}
-
-fn number(value: &Tensor) -> f64 {
-    value.to_kind(Kind::Double).double_value(&[])
 }

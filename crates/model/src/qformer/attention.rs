@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::QformerConfig;
 use super::tokens::Layout;
+use crate::dropout::dropout;
 
 /// Standard deviation of fresh weights (BERT's `initializer_range`).
 const INIT_STDEV: f64 = 0.02;
@@ -92,7 +93,7 @@ impl Output {
     }
 
     pub fn forward(&self, x: &Tensor, residual: &Tensor, train: bool) -> Tensor {
-        let projected = self.dense.forward(x).dropout(self.dropout, train);
+        let projected = dropout(&self.dense.forward(x), self.dropout, train);
         self.layer_norm.forward(&(projected + residual))
     }
 }
@@ -133,37 +134,61 @@ impl Attention {
     /// Queries (`[B * Q, D]`) look at their image; `image` has one row for each row of the batch.
     pub fn cross(&self, x: &Tensor, image: &KeysValues, layout: &Layout, train: bool) -> Tensor {
         let query = self.projections.query.forward(x).view([layout.batch, layout.queries, -1]);
+        let query = query * (x.size()[1] as f64 / self.heads as f64).powf(-0.5);
         let context = self.attend(&split_heads(&query, self.heads), image, None, train);
         self.output.forward(&join_heads(&context).flatten(0, 1), x, train)
     }
 
     /// Packed rows `x` (`[M, D]`) look at each other and at `past`; gives the new rows and their keys and values.
+    ///
+    /// With `queries_only` text rows are looked at and not renewed: only the rows of queries come back.
     pub fn among(
         &self,
         x: &Tensor,
         layout: &Layout,
         mask: Option<&Tensor>,
         past: Option<&KeysValues>,
-        train: bool,
+        (queries_only, train): (bool, bool),
     ) -> (Tensor, KeysValues) {
-        let heads = |projection: &nn::Linear| split_heads(&layout.spread(&projection.forward(x)), self.heads);
-        let query = heads(&self.projections.query);
-        let own = KeysValues { keys: heads(&self.projections.key), values: heads(&self.projections.value) };
+        let (query, own) = self.project(x, layout);
+        let query = if queries_only { query.narrow(2, 0, layout.queries) } else { query };
         let context = match past {
             Some(past) => self.attend(&query, &past.followed_by(&own), mask, train),
             None => self.attend(&query, &own, mask, train),
         };
-        (self.output.forward(&layout.collect(&join_heads(&context)), x, train), own)
+        let context = join_heads(&context);
+        let rows = match queries_only {
+            true => self.output.forward(&context.flatten(0, 1), &x.narrow(0, 0, layout.query_rows()), train),
+            false => self.output.forward(&layout.collect(&context), x, train),
+        };
+        (rows, own)
     }
 
-    /// softmax(q kᵀ / sqrt(K) + mask) v, the softmax in fp32; `mask` is additive and broadcasts to `[B, H, S, S']`.
+    /// Queries, keys and values of packed rows by one matrix product, `[B, H, S, K]` each; the queries are scaled.
+    fn project(&self, x: &Tensor, layout: &Layout) -> (Tensor, KeysValues) {
+        let Projections { query, key, value } = &self.projections;
+        let bias =
+            |layer: &nn::Linear| layer.bs.as_ref().map(Tensor::shallow_clone).expect("built with a bias");
+        let scale = (x.size()[1] as f64 / self.heads as f64).powf(-0.5);
+        // Scaling the projection is scaling its output, at a hundredth of the cost.
+        let weights = Tensor::cat(&[&(&query.ws * scale), &key.ws, &value.ws], 0);
+        let biases = Tensor::cat(&[bias(query) * scale, bias(key), bias(value)], 0);
+        let projected = layout.spread(&x.linear(&weights, Some(&biases))); // [B, S, 3D]
+        let size = projected.size();
+        let split = projected.view([size[0], size[1], 3, self.heads, size[2] / (3 * self.heads)]);
+        let mut parts = split.permute([2, 0, 3, 1, 4]).unbind(0).into_iter(); // [B, H, S, K] each
+        let mut next = || parts.next().expect("three parts");
+        (next(), KeysValues { keys: next(), values: next() })
+    }
+
+    /// softmax(q kᵀ + mask) v of queries that are scaled already, the softmax in fp32; `mask` is additive and broadcasts
+    /// to `[B, H, S, S']`.
     fn attend(&self, query: &Tensor, of: &KeysValues, mask: Option<&Tensor>, train: bool) -> Tensor {
-        let scale = (query.size()[3] as f64).sqrt();
-        let scores = query.matmul(&of.keys.transpose(2, 3)).to_kind(Kind::Float) / scale;
+        let scores = query.matmul(&of.keys.transpose(2, 3)).to_kind(Kind::Float);
         let scores = match mask {
             Some(mask) => scores + mask,
             None => scores,
         };
-        scores.softmax(-1, Kind::Float).dropout(self.dropout, train).matmul(&of.values)
+        dropout(&scores.softmax(-1, Kind::Float), self.dropout, train).matmul(&of.values)
     }
 }

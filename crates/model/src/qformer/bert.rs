@@ -80,7 +80,10 @@ mod tests {
             "qformer.encoder.layer.3.attention.attention.query.weight",
             "encoder.layer.3.attention.self.query.weight",
         );
-        maps("qformer.encoder.layer.3.intermediate_query.dense.bias", "encoder.layer.3.intermediate.dense.bias");
+        maps(
+            "qformer.encoder.layer.3.intermediate_query.dense.bias",
+            "encoder.layer.3.intermediate.dense.bias",
+        );
         maps("qformer.encoder.layer.3.output_query.LayerNorm.bias", "encoder.layer.3.output.LayerNorm.bias");
         assert_eq!(bert_name("qformer.encoder.layer.0.crossattention.attention.key.weight"), None);
         assert_eq!(bert_name("query_tokens"), None);

@@ -30,6 +30,16 @@ impl FeedForward {
     }
 }
 
+/// What all layers of one pass share.
+pub(super) struct Pass<'a> {
+    /// Where the rows are.
+    pub layout: &'a Layout,
+    /// Added to the scores of self-attention.
+    pub mask: Option<&'a Tensor>,
+    /// Dropout is on.
+    pub train: bool,
+}
+
 /// Field = checkpoint key.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -46,7 +56,8 @@ impl Layer {
         let crosses = index % c.cross_attention_freq == 0;
         Self {
             attention: Attention::new(&(p / "attention"), c.hidden_size, c),
-            crossattention: crosses.then(|| Attention::new(&(p / "crossattention"), c.encoder_hidden_size, c)),
+            crossattention: crosses
+                .then(|| Attention::new(&(p / "crossattention"), c.encoder_hidden_size, c)),
             query_feed_forward: FeedForward::new(p, "_query", c),
             text_feed_forward: c.text.as_ref().map(|_| FeedForward::new(p, "", c)),
         }
@@ -57,17 +68,18 @@ impl Layer {
         self.crossattention.as_ref().map(|cross| cross.image_keys_values(image))
     }
 
-    /// `x` is packed, `[M, D]`; gives the new rows and the self-attention's keys and values.
+    /// `x` is packed, `[M, D]`; gives the new rows (only those of queries with `queries_only`) and the self-attention's
+    /// keys and values.
     pub fn forward(
         &self,
         x: &Tensor,
-        layout: &Layout,
-        mask: Option<&Tensor>,
+        pass: &Pass<'_>,
         image: Option<&KeysValues>,
         past: Option<&KeysValues>,
-        train: bool,
+        queries_only: bool,
     ) -> (Tensor, KeysValues) {
-        let (attended, own) = self.attention.among(x, layout, mask, past, train);
+        let (layout, train) = (pass.layout, pass.train);
+        let (attended, own) = self.attention.among(x, layout, pass.mask, past, (queries_only, train));
         let (queries, text) = layout.split(&attended);
         let mut parts = Vec::with_capacity(2);
         if layout.queries > 0 {

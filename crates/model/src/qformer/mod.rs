@@ -15,10 +15,11 @@ use tch::{Kind, Tensor};
 use attention::KeysValues;
 pub(crate) use attention::layer_norm;
 pub use bert::init_from_bert;
-use layer::Layer;
+use layer::{Layer, Pass};
 use tokens::Layout;
 pub use tokens::Packing;
 
+use crate::dropout::dropout;
 use crate::inputs::TextInput;
 
 /// Added to the attention score of a masked key (BERT's; not minus infinity).
@@ -138,7 +139,8 @@ impl TextBranch {
 
     /// Word plus position of the real tokens, `[N, D]`.
     fn embed(&self, ids: &Tensor, packing: &Packing) -> Tensor {
-        self.word_embeddings.forward(&packing.pack(ids)) + self.position_embeddings.forward(&packing.offsets())
+        self.word_embeddings.forward(&packing.pack(ids))
+            + self.position_embeddings.forward(&packing.offsets())
     }
 }
 
@@ -166,56 +168,54 @@ impl Qformer {
     }
 
     /// Queries and their image, `[B, Q, D]`, and the cache for [`Qformer::decode_text`].
-    #[must_use]
     pub fn encode_queries(&self, image: &ImageContext, train: bool) -> (Tensor, QueryCache) {
         let layout = Layout::queries(image.images, self.config.num_query_tokens);
         let x = self.embed(Some(image.images), None, train);
-        let (rows, cache) = self.run(x, &layout, None, Some(image), None, train);
+        let pass = Pass { layout: &layout, mask: None, train };
+        let (rows, cache) = self.run(x, &pass, Some(image), None, false);
         (rows.view([image.images, self.config.num_query_tokens, -1]), QueryCache(cache))
     }
 
     /// Text alone, each token seeing all of its text: packed states `[N, D]`.
-    #[must_use]
     pub fn encode_text(&self, text: &TextInput, packing: &Packing, train: bool) -> Tensor {
         let mask = padding_mask(&packing.mask);
         let x = self.embed(None, Some((&text.ids, packing)), train);
-        self.run(x, &Layout::with_text(0, packing), Some(&mask), None, None, train).0
+        let pass = Pass { layout: &Layout::with_text(0, packing), mask: Some(&mask), train };
+        self.run(x, &pass, None, None, false).0
     }
 
     /// Queries with their image and a text, all seeing each other; `image` has one row for each text. Query states
-    /// `[B, Q, D]` and packed text states `[N, D]`.
-    #[must_use]
+    /// `[B, Q, D]`: nobody asks for the text's, so the last layer does not make them.
     pub fn encode_jointly(
         &self,
         text: &TextInput,
         packing: &Packing,
         image: &ImageContext,
         train: bool,
-    ) -> (Tensor, Tensor) {
+    ) -> Tensor {
         let queries = self.config.num_query_tokens;
         let ones = packing.mask.new_ones([packing.batch, queries], (Kind::Int64, packing.mask.device()));
         let mask = padding_mask(&Tensor::cat(&[&ones, &packing.mask], 1));
         let layout = Layout::with_text(queries, packing);
         let x = self.embed(Some(packing.batch), Some((&text.ids, packing)), train);
-        let (rows, _) = self.run(x, &layout, Some(&mask), Some(image), None, train);
-        let (query_rows, text_rows) = layout.split(&rows);
-        (query_rows.view([packing.batch, queries, -1]), text_rows)
+        let pass = Pass { layout: &layout, mask: Some(&mask), train };
+        let (rows, _) = self.run(x, &pass, Some(image), None, true);
+        rows.view([packing.batch, queries, -1])
     }
 
     /// Text that sees all queries and its own past: packed states `[N, D]`, to be scored by [`Qformer::lm_logits`].
     ///
     /// The first id of each text is replaced by `[DEC]`; the image is seen through the queries' keys and values only.
-    #[must_use]
     pub fn decode_text(&self, text: &TextInput, packing: &Packing, past: &QueryCache, train: bool) -> Tensor {
         let ids = text.ids.copy();
         let _ = ids.select(1, 0).fill_(self.text_branch().decoder_start_id);
         let mask = causal_mask(self.config.num_query_tokens, packing);
         let x = self.embed(None, Some((&ids, packing)), train);
-        self.run(x, &Layout::with_text(0, packing), Some(&mask), None, Some(past), train).0
+        let pass = Pass { layout: &Layout::with_text(0, packing), mask: Some(&mask), train };
+        self.run(x, &pass, None, Some(past), false).0
     }
 
     /// Scores over the vocabulary, `[N, vocab]`, of states `[N, D]` (spec 2.6).
-    #[must_use]
     pub fn lm_logits(&self, states: &Tensor) -> Tensor {
         let text = self.text_branch();
         let transformed = text.transform_norm.forward(&text.transform.forward(states).gelu("none"));
@@ -233,24 +233,25 @@ impl Qformer {
         if let Some((ids, packing)) = text {
             parts.push(self.text_branch().embed(ids, packing));
         }
-        self.layernorm.forward(&Tensor::cat(&parts, 0)).dropout(self.config.dropout, train)
+        dropout(&self.layernorm.forward(&Tensor::cat(&parts, 0)), self.config.dropout, train)
     }
 
+    /// All layers; with `queries_only` the last one gives the rows of queries alone.
     fn run(
         &self,
         x: Tensor,
-        layout: &Layout,
-        mask: Option<&Tensor>,
+        pass: &Pass<'_>,
         image: Option<&ImageContext>,
         past: Option<&QueryCache>,
-        train: bool,
+        queries_only: bool,
     ) -> (Tensor, Vec<KeysValues>) {
         let mut rows = x;
         let mut cache = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
             let image = image.and_then(|context| context.layers[i].as_ref());
             let past = past.map(|past| &past.0[i]);
-            let (next, own) = layer.forward(&rows, layout, mask, image, past, train);
+            let is_last = i + 1 == self.layers.len();
+            let (next, own) = layer.forward(&rows, pass, image, past, queries_only && is_last);
             rows = next;
             cache.push(own);
         }

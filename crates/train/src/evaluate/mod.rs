@@ -21,7 +21,7 @@ use crate::stage::Stage;
 use crate::tensors::all_to_torch;
 
 use captions::Captions;
-pub(crate) use retrieval::by_itc;
+pub(crate) use retrieval::{by_itc, rerank};
 use retrieval::{Retrieval, TwoWays};
 pub(crate) use split::Split;
 
@@ -109,11 +109,11 @@ impl Stages {
 fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitResult>, TrainError> {
     let Run { session, splits, tools, .. } = run;
     let config = &session.plan.config.evaluation;
-    let shown: Vec<(usize, &Split)> = splits.iter().enumerate().filter(|(_, split)| !split.hidden).collect();
+    let shown: Vec<&Split> = splits.iter().filter(|split| !split.hidden).collect();
     let world_size = session.group.world_size();
     let pictures: usize = shown
         .iter()
-        .map(|(_, split)| {
+        .map(|split| {
             split.len() + split.len().min(config.max_captions) * (1 + usize::from(config.without_stage1))
         })
         .sum();
@@ -123,10 +123,10 @@ fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitRes
     let progress = |pictures: usize| bar.advance(pictures);
     let group = session.group.as_ref();
     let mut results = BTreeMap::new();
-    for (number, split) in shown {
+    for split in shown {
         let Stage::One(stage1, _) = &stages.stage1 else { unreachable!("loaded as stage 1") };
         let retrieval = retrieval::reranked(stage1, split, config.rerank_candidates, group, &progress)?;
-        let pictures = split.subset(number as u64, session.plan.config.run.seed, config.max_captions);
+        let pictures = split.subset(config.max_captions);
         let writer = captions::Writer { split, pictures, lm: &tools.lm_captions, group, progress: &progress };
         let captions = writer.captions(&stages.stage2, stages.without_stage1.as_ref())?;
         results.insert(split.name.clone(), SplitResult { retrieval, captions });

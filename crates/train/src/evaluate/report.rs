@@ -90,7 +90,7 @@ fn report_data(
         eval: eval.clone(),
         splits: splits(run),
         references: references(run),
-        gallery_choice: "Held-out pictures in an order drawn from the seed, split by split.".into(),
+        gallery_choice: "Held-out pictures in a random order that every run shares, split by split.".into(),
         gallery: gallery(run, results)?,
         notes,
         attributions,

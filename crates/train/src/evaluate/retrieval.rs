@@ -1,7 +1,7 @@
 //! Image-text retrieval on a split: ITC scores, and the best candidates scored again by ITM (spec 7.6).
 //!
 //! Score of a re-ranked pair = class-1 ITM logit, mean over queries, + ITC similarity without temperature; all other pairs
-//! rank behind. A pair that is a candidate in both directions is scored once.
+//! rank behind. Each direction has candidates of its own; a pair that is one in both is computed once.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,8 @@ use tch::{Device, Kind, Tensor};
 use super::split::Split;
 use crate::error::TrainError;
 
-/// Score of a pair that was no candidate.
-const NOT_A_CANDIDATE: f32 = -1e4;
+/// Score of a pair that was no candidate (LAVIS's).
+const NOT_A_CANDIDATE: f64 = -100.0;
 /// Pictures encoded at once.
 const IMAGES_AT_ONCE: usize = 64;
 /// Pairs in one ITM forward.
@@ -49,8 +49,11 @@ pub fn similarities(stage1: &Stage1, split: &Split, device: Device) -> Result<Te
     let mut rows = Vec::new();
     for chunk in split.chunks(IMAGES_AT_ONCE) {
         let images = stage1.encode_images(&split.features(&chunk)?.to_device(device));
-        let all_queries = images.projections.matmul(&text_features.tr()); // [B, Q, N]
-        rows.push(all_queries.amax(&[1], false));
+        // As in training: similarities lie close together, bf16 would make ties of them.
+        let best = torch_bridge::autocast(device, None, || {
+            images.projections.matmul(&text_features.tr()).amax([1], false) // [B, Q, N] > [B, N]
+        });
+        rows.push(best);
     }
     Ok(Tensor::cat(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Float))
 }
@@ -75,22 +78,29 @@ pub fn reranked(
     progress: &dyn Fn(usize),
 ) -> Result<Retrieval, TrainError> {
     let similarity = similarities(stage1, split, group.device())?;
-    let itc = recalls(&similarity);
-    let wanted = candidate_texts(&similarity, candidates.min(split.len()));
-    let itm_logits = itm_matrix(stage1, split, &wanted, group, progress)?;
-    let scores = (&similarity + &itm_logits).clamp_min(f64::from(NOT_A_CANDIDATE));
-    let best_text = Vec::<i64>::try_from(scores.argmax(1, false)).unwrap_or_default();
+    let candidates = candidates.min(split.len()) as i64;
+    let logits = itm_matrix(stage1, split, &candidate_texts(&similarity, candidates), group, progress)?;
+    let by_image = rerank(&similarity, &logits, candidates);
+    let by_text = rerank(&similarity.tr(), &logits.tr(), candidates);
+    let best_text = Vec::<i64>::try_from(by_image.argmax(1, false)).unwrap_or_default();
     Ok(Retrieval {
-        itc,
-        itm: recalls(&scores),
+        itc: recalls(&similarity),
+        itm: TwoWays { i2t: diagonal_recalls(&by_image), t2i: diagonal_recalls(&by_text) },
         best_text: best_text.into_iter().map(|text| text as usize).collect(),
     })
 }
 
+/// The best `candidates` of each row score similarity + logit, all others [`NOT_A_CANDIDATE`]; both `[R, C]`.
+pub(crate) fn rerank(similarity: &Tensor, logits: &Tensor, candidates: i64) -> Tensor {
+    let (_, best) = similarity.topk(candidates.min(similarity.size()[1]), 1, true, true);
+    let scores = (similarity + logits).gather(1, &best, false);
+    similarity.full_like(NOT_A_CANDIDATE).scatter(1, &best, &scores)
+}
+
 /// For each picture, the texts whose ITM score some direction asks for.
-fn candidate_texts(similarity: &Tensor, candidates: usize) -> Vec<BTreeSet<i64>> {
+fn candidate_texts(similarity: &Tensor, candidates: i64) -> Vec<BTreeSet<i64>> {
     let top = |matrix: &Tensor| -> Vec<Vec<i64>> {
-        let (_, columns) = matrix.topk(candidates as i64, 1, true, false);
+        let (_, columns) = matrix.topk(candidates, 1, true, true);
         (0..matrix.size()[0]).map(|row| Vec::try_from(columns.get(row)).unwrap_or_default()).collect()
     };
     let mut wanted: Vec<BTreeSet<i64>> =
@@ -103,7 +113,7 @@ fn candidate_texts(similarity: &Tensor, candidates: usize) -> Vec<BTreeSet<i64>>
     wanted
 }
 
-/// ITM logits `[N, N]` of the wanted pairs, [`NOT_A_CANDIDATE`] elsewhere.
+/// ITM logits `[N, N]` of the wanted pairs, zero elsewhere.
 fn itm_matrix(
     stage1: &Stage1,
     split: &Split,
@@ -137,14 +147,7 @@ fn itm_matrix(
         progress(chunk.len());
     }
     let n = n as i64;
-    let summed = sum_over_ranks(Tensor::from_slice(&scored).view([n, n]), group)?;
-    let mut mask = vec![NOT_A_CANDIDATE; scored.len()];
-    for (image, texts) in wanted.iter().enumerate() {
-        for &text in texts {
-            mask[image * n as usize + text as usize] = 0.0;
-        }
-    }
-    Ok(summed + Tensor::from_slice(&mask).view([n, n]))
+    Ok(sum_over_ranks(Tensor::from_slice(&scored).view([n, n]), group)?)
 }
 
 fn sum_over_ranks(local: Tensor, group: &dyn ProcessGroup) -> Result<Tensor, CommError> {
@@ -153,12 +156,13 @@ fn sum_over_ranks(local: Tensor, group: &dyn ProcessGroup) -> Result<Tensor, Com
     Ok(summed.to_device(Device::Cpu))
 }
 
-/// Recalls of a score matrix whose diagonal holds the right pairs.
+/// Recalls both ways of a score matrix `[N, N]` whose diagonal holds the right pairs.
 fn recalls(scores: &Tensor) -> TwoWays {
-    let n = scores.size()[0] as usize;
-    let flat = |matrix: &Tensor| Vec::<f32>::try_from(matrix.contiguous().view([-1])).unwrap_or_default();
-    TwoWays {
-        i2t: score::diagonal_recalls(&flat(scores), n),
-        t2i: score::diagonal_recalls(&flat(&scores.tr()), n),
-    }
+    TwoWays { i2t: diagonal_recalls(scores), t2i: diagonal_recalls(&scores.tr()) }
+}
+
+/// Recalls of the rows.
+fn diagonal_recalls(scores: &Tensor) -> score::Recalls {
+    let flat = Vec::<f32>::try_from(scores.contiguous().view([-1])).unwrap_or_default();
+    score::diagonal_recalls(&flat, scores.size()[0] as usize)
 }

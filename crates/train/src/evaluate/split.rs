@@ -77,11 +77,12 @@ impl Split {
         self.corpus.features(&pairs.iter().map(|&i| (self.members[i], 0)).collect::<Vec<_>>())
     }
 
-    /// At most `most` pair numbers in an order drawn from the seed; `number` tells splits apart.
+    /// At most `most` pair numbers in a random order that every run shares: the split's name draws it, not the seed.
     #[must_use]
-    pub fn subset(&self, number: u64, seed: u64, most: usize) -> Vec<usize> {
+    pub fn subset(&self, most: usize) -> Vec<usize> {
+        let name: Vec<u64> = self.name.bytes().map(u64::from).collect();
         let mut pairs: Vec<usize> = (0..self.len()).collect();
-        data::Rng::new(seed, data::Stream::Subset, &[number]).shuffle(&mut pairs);
+        data::Rng::new(0, data::Stream::Subset, &name).shuffle(&mut pairs);
         pairs.truncate(most);
         pairs
     }

@@ -7,9 +7,7 @@ use super::case::{Case, INPUTS};
 use super::sheet::{Row, Sheet};
 use super::stage1::Model;
 use crate::error::TrainError;
-
-/// LAVIS's score of a pair that is no candidate.
-const NOT_A_CANDIDATE: f64 = -100.0;
+use crate::evaluate::rerank;
 
 /// Runs the case; weights and sizes are those of the case beside it that `weights_from` names.
 pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
@@ -35,8 +33,8 @@ pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
     // [I, Q, E] x [E, N]; the best query speaks for the image, and nothing is divided by a temperature.
     let similarity = images.projections.matmul(&text_feats.tr()).amax([1], false);
     let logits = all_logits(stage1, &images, &texts, n_images);
-    sheet.close("score_i2t", &reranked(&similarity, &logits, candidates), limit);
-    sheet.close("score_t2i", &reranked(&similarity.tr(), &logits.tr(), candidates), limit);
+    sheet.close("score_i2t", &rerank(&similarity, &logits, candidates), limit);
+    sheet.close("score_t2i", &rerank(&similarity.tr(), &logits.tr(), candidates), limit);
     Ok(sheet.finish())
 }
 
@@ -55,13 +53,6 @@ fn all_logits(stage1: &Stage1, images: &EncodedImages, texts: &TextInput, n_imag
     let every = range(texts.ids.size()[0]);
     let row = |image: i64| stage1.itm_scores(images, &every.full_like(image), texts);
     Tensor::stack(&(0..n_images).map(row).collect::<Vec<_>>(), 0)
-}
-
-/// The best `candidates` of each row score similarity + logit, the rest [`NOT_A_CANDIDATE`].
-fn reranked(similarity: &Tensor, logits: &Tensor, candidates: i64) -> Tensor {
-    let (_, best) = similarity.topk(candidates.min(similarity.size()[1]), 1, true, true);
-    let scores = (similarity + logits).gather(1, &best, false);
-    similarity.full_like(NOT_A_CANDIDATE).scatter(1, &best, &scores)
 }
 
 fn range(n: i64) -> Tensor {

@@ -125,8 +125,9 @@ fn compare_states(sheet: &mut Sheet, inputs: &Stage1Inputs, trace: &Stage1Trace,
     let text = &inputs.text;
     sheet.close("query_output", &trace.query_output, limit);
     sheet.close_where("text_output", &pack(&trace.text_output, &text.mask), &text.mask, limit);
-    let (states, mask) = matched_states(inputs, trace);
-    sheet.close_where("itm_output", &pack(&states, &mask), &mask, limit);
+    // The matching pass makes the states of queries only: its text states feed nothing behind the last layer.
+    let mask = matched_queries(inputs, trace);
+    sheet.close_where("itm_output", &trace.itm_query_output.flatten(0, 1), &mask, limit);
     let (_, scored) = next_tokens(text);
     sheet.close_where("lm_shift_logits", &trace.lm_logits, &scored, limit);
     // The last position predicts nothing.
@@ -144,16 +145,9 @@ fn next_tokens(text: &TextInput) -> (Tensor, Tensor) {
     (text.ids.narrow(1, 1, next).masked_fill(&mask.eq(0), model::LmText::IGNORED), mask)
 }
 
-/// States of the matching pass, queries before text, `[3B, Q + T, D]`, and which of them are real, `[3B, Q + T]`.
-fn matched_states(inputs: &Stage1Inputs, trace: &Stage1Trace) -> (Tensor, Tensor) {
-    let mask = &inputs.text.mask;
-    let drawn = match &inputs.negatives {
-        Negatives::Given { texts, .. } => mask.index_select(0, texts),
-        Negatives::Drawn { .. } => unreachable!("a case gives its negatives"),
-    };
-    let text_mask = Tensor::cat(&[mask, mask, &drawn], 0);
+/// Which of the `[3B, Q + T]` states of the matching pass are those of queries.
+fn matched_queries(inputs: &Stage1Inputs, trace: &Stage1Trace) -> Tensor {
     let (rows, queries) = (trace.itm_query_output.size()[0], trace.itm_query_output.size()[1]);
-    let query_mask = text_mask.new_ones([rows, queries], (Kind::Int64, Device::Cpu));
-    let states = Tensor::cat(&[&trace.itm_query_output, &trace.itm_text_output], 1);
-    (states, Tensor::cat(&[query_mask, text_mask], 1))
+    let of = |columns: i64, value: f64| Tensor::full([rows, columns], value, (Kind::Int64, Device::Cpu));
+    Tensor::cat(&[of(queries, 1.0), of(inputs.text.mask.size()[1], 0.0)], 1)
 }

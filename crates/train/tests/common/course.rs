@@ -1,0 +1,56 @@
+//! The course of a run: every number of it that must not depend on clocks, crashes or restarts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use monitor::{METRICS_FILE, Phase, RecordKind, StepRecord, read_records};
+
+/// All records of a `metrics.jsonl`.
+pub fn records(path: &Path) -> Vec<StepRecord> {
+    read_records(path).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Named numbers at every step and validation of a run.
+#[derive(Debug)]
+pub struct Course(BTreeMap<(Phase, RecordKind, u64), BTreeMap<String, f64>>);
+
+/// The course in a run folder; no step may be there twice.
+pub fn course(run_dir: &Path) -> Course {
+    let mut points = BTreeMap::new();
+    for record in records(&run_dir.join(METRICS_FILE)) {
+        let mut numbers: BTreeMap<String, f64> =
+            record.losses.into_iter().chain(record.metrics).collect();
+        numbers.insert("pairs_seen".into(), record.pairs_seen as f64);
+        numbers.extend(record.lr.map(|lr| ("lr".into(), lr)));
+        numbers.extend(record.grad_norm.map(|norm| ("grad_norm".into(), norm)));
+        let key = (record.phase, record.kind, record.step);
+        assert!(points.insert(key, numbers).is_none(), "{key:?} is there twice");
+    }
+    Course(points)
+}
+
+impl Course {
+    /// Steps of a phase, in order.
+    pub fn steps(&self, phase: Phase) -> Vec<u64> {
+        let keys = self.0.keys().filter(|(of, kind, _)| (*of, *kind) == (phase, RecordKind::Step));
+        keys.map(|(_, _, step)| *step).collect()
+    }
+
+    /// One number at every step of a phase.
+    pub fn curve(&self, phase: Phase, name: &str) -> Vec<f64> {
+        let points = self.0.iter().filter(|((of, kind, _), _)| (*of, *kind) == (phase, RecordKind::Step));
+        points.map(|(_, numbers)| numbers[name]).collect()
+    }
+
+    /// Equal to the last bit; says where the two part.
+    pub fn assert_same(&self, other: &Self, what: &str) {
+        let keys = |course: &Self| course.0.keys().copied().collect::<Vec<_>>();
+        assert_eq!(keys(self), keys(other), "{what}");
+        for ((key, one), two) in self.0.iter().zip(other.0.values()) {
+            let bits = |numbers: &BTreeMap<String, f64>| {
+                numbers.iter().map(|(name, value)| (name.clone(), value.to_bits())).collect::<Vec<_>>()
+            };
+            assert!(bits(one) == bits(two), "{what}, {key:?}: {one:?} and {two:?}");
+        }
+    }
+}
