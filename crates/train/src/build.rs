@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
 use model::{
-    ItgWeighting, LanguageConfig, LanguageModel, QformerConfig, Stage1, Stage1Config,
-    Stage2, TextBranchConfig, VisionEncoder, Weights,
+    ItgWeighting, LanguageConfig, LanguageModel, QformerConfig, Stage1, Stage1Config, Stage2,
+    TextBranchConfig, VisionEncoder, Weights,
 };
 use monitor::Phase;
 use serde::Deserialize;
@@ -143,7 +143,7 @@ pub(crate) fn encoder(plan: &Plan) -> Result<Encoder, TrainError> {
 }
 
 /// A stage with its weights: stage 1 from BERT, stage 2 from `stage1` where given, else from BERT too. Second: the names
-/// that came from BERT.
+/// that came from BERT, by way of stage 1 or not.
 ///
 /// # Errors
 /// [`TrainError::Weights`] when the weights do not fit.
@@ -153,7 +153,9 @@ pub(crate) fn stage(
     phase: Phase,
     stage1: Option<&BTreeMap<String, Tensor>>,
 ) -> Result<(Stage, BTreeSet<String>), TrainError> {
-    tch::manual_seed(Rng::new(plan.config.run.seed, Stream::Init, &[random_name(phase)]).bits().cast_signed());
+    tch::manual_seed(
+        Rng::new(plan.config.run.seed, Stream::Init, &[random_name(phase)]).bits().cast_signed(),
+    );
     let store = nn::VarStore::new(plan.device);
     let root = store.root();
     let config = qformer_config(&plan.config, &tools.sizes, phase, &tools.wordpiece, width(plan));
@@ -169,13 +171,10 @@ pub(crate) fn stage(
         path: plan.config.model.qformer.init.join(WEIGHTS_FILE),
         detail: error.to_string(),
     })?;
-    match stage1 {
-        None => Ok((made, pretrained)),
-        Some(weights) => {
-            copy_weights(&shared_with_stage1(&made), weights, &plan.stage1.checkpoint_dir)?;
-            Ok((made, BTreeSet::new()))
-        }
+    if let Some(weights) = stage1 {
+        copy_weights(&shared_with_stage1(&made), weights, &plan.stage1.checkpoint_dir)?;
     }
+    Ok((made, pretrained))
 }
 
 fn width(plan: &Plan) -> i64 {

@@ -1,6 +1,7 @@
 //! Snapshots of one phase on their way to disk. Rank 0 writes; the other ranks hold the same weights.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use checkpoint::{CheckpointError, Loaded, Saved, Snapshot, Store, TensorMap, Writer};
 
@@ -18,7 +19,28 @@ const AVERAGE: &str = "average.";
 pub struct Checkpoints {
     writer: Option<Writer>,
     phase: String,
-    config: String,
+    origin: Origin,
+}
+
+/// What a phase's snapshots tell of where they come from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The resolved config.
+    pub config: String,
+    /// The checkpoint that the phase starts from, as `PHASE/FOLDER`.
+    pub parent: Option<String>,
+    /// Digests of the frozen weights that the phase trains beside, by model.
+    pub frozen: BTreeMap<String, String>,
+}
+
+/// What a phase hands over.
+pub struct HandedOver {
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// Its weights, averaged ones where an average is kept.
+    pub weights: TensorMap,
+    /// What had to be passed over.
+    pub warnings: Vec<String>,
 }
 
 impl Checkpoints {
@@ -26,12 +48,47 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`TrainError::Checkpoint`] when the folder cannot be made.
-    pub fn open(plan: &StagePlan, is_rank0: bool, config: String) -> Result<Self, TrainError> {
+    pub fn open(plan: &StagePlan, is_rank0: bool, origin: Origin) -> Result<Self, TrainError> {
         let writer = match is_rank0 {
             true => Some(Writer::new(Store::open(&plan.checkpoint_dir, plan.keep_checkpoints)?)),
             false => None,
         };
-        Ok(Self { writer, phase: plan.phase.name().into(), config })
+        Ok(Self { writer, phase: plan.phase.name().into(), origin })
+    }
+
+    /// Pins the best step where a crash came between its save and its pin.
+    ///
+    /// # Errors
+    /// [`TrainError::Checkpoint`] when the disk fails.
+    pub fn pin_best(&self, state: &TrainState) -> Result<(), TrainError> {
+        let (Some(writer), Some(best)) = (&self.writer, state.best) else { return Ok(()) };
+        let store = writer.store();
+        let pinned = checkpoint::pinned(store.dir())?.map(|listed| listed.step);
+        if pinned != Some(best.step) && store.list()?.iter().any(|listed| listed.step == best.step) {
+            store.pin(best.step)?;
+        }
+        Ok(())
+    }
+
+    /// The frozen weights are still those that `loaded` was trained beside.
+    ///
+    /// # Errors
+    /// [`TrainError::Weights`] naming the models whose weights are others.
+    pub fn check_frozen(&self, loaded: &Loaded) -> Result<(), TrainError> {
+        let then = &loaded.snapshot.frozen;
+        let others: Vec<&str> = then
+            .iter()
+            .filter(|(model, digest)| self.origin.frozen.get(*model).is_some_and(|now| now != *digest))
+            .map(|(model, _)| model.as_str())
+            .collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let detail = format!(
+            "was trained beside other weights of {}; put those back, or use another run.dir",
+            others.join(" and ")
+        );
+        Err(TrainError::Weights { path: loaded.path.clone(), detail })
     }
 
     /// Saves in the background, unless the save before this one is still being written. Returns what went wrong: a
@@ -80,10 +137,10 @@ impl Checkpoints {
             model: stage.trainable().iter().map(|(name, p)| (name.clone(), to_host(p))).collect(),
             optimizer: optimizer.snapshot(),
             state: serde_json::to_value(state).unwrap_or_default(),
-            config: self.config.clone(),
+            config: self.origin.config.clone(),
             phase: self.phase.clone(),
-            parent: None,
-            frozen: Default::default(),
+            parent: self.origin.parent.clone(),
+            frozen: self.origin.frozen.clone(),
         }
     }
 }
@@ -107,32 +164,52 @@ pub fn latest(plan: &StagePlan) -> Result<Option<(Loaded, TrainState)>, TrainErr
     Ok(Some((loaded, state)))
 }
 
-/// What a phase hands over: the averaged weights of its best validated step, else of its last one.
+/// What a phase hands over: the averaged weights of its best validated step, else of its last one. Where that one is
+/// damaged, of the newest whole one, with a warning.
 ///
 /// # Errors
-/// [`TrainError::Checkpoint`] when it cannot be read, [`TrainError::Weights`] when there is none.
-pub fn handed_over(plan: &StagePlan) -> Result<(TensorMap, TrainState), TrainError> {
-    let folder = match checkpoint::pinned(&plan.checkpoint_dir)? {
-        Some(best) => best.path,
-        None => match checkpoint::list(&plan.checkpoint_dir)?.pop() {
-            Some(last) => last.path,
-            None => {
-                return Err(TrainError::Weights {
+/// [`TrainError::Checkpoint`] when none is whole, [`TrainError::Weights`] when there is none.
+pub fn handed_over(plan: &StagePlan) -> Result<HandedOver, TrainError> {
+    let mut warnings = Vec::new();
+    let best =
+        checkpoint::pinned(&plan.checkpoint_dir)?.and_then(|best| match checkpoint::load(&best.path) {
+            Ok((_, snapshot)) => Some((best.path, snapshot)),
+            Err(error) => {
+                let cause = launch::with_causes(&error);
+                warnings.push(format!(
+                    "{cause}; not the best step but the newest whole checkpoint is handed over"
+                ));
+                None
+            }
+        });
+    let (path, snapshot) = match best {
+        Some(best) => best,
+        None => {
+            let newest =
+                checkpoint::latest_valid(&plan.checkpoint_dir)?.ok_or_else(|| TrainError::Weights {
                     path: plan.checkpoint_dir.clone(),
                     detail: "holds no checkpoint".into(),
-                });
-            }
-        },
+                })?;
+            warnings.extend(newest.warnings);
+            (newest.path, newest.snapshot)
+        }
     };
-    let (_, snapshot) = checkpoint::load(&folder)?;
-    let state = state_of(&snapshot, &folder)?;
     let mut weights = snapshot.model;
     for (name, average) in snapshot.optimizer {
         if let Some(parameter) = name.strip_prefix(AVERAGE) {
             weights.insert(parameter.to_owned(), average);
         }
     }
-    Ok((weights, state))
+    Ok(HandedOver { path, weights, warnings })
+}
+
+impl HandedOver {
+    /// `PHASE/FOLDER`: the same wherever the run folder lies.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let parts: Vec<_> = self.path.iter().rev().take(2).map(|part| part.to_string_lossy()).collect();
+        parts.into_iter().rev().collect::<Vec<_>>().join("/")
+    }
 }
 
 fn state_of(snapshot: &Snapshot, path: &Path) -> Result<TrainState, TrainError> {
@@ -140,4 +217,105 @@ fn state_of(snapshot: &Snapshot, path: &Path) -> Result<TrainState, TrainError> 
         path: path.to_owned(),
         detail: format!("state.json is of another version of blip2: {error}"),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+mod tests {
+    use checkpoint::HostTensor;
+
+    use super::*;
+    use crate::config::OptimConfig;
+    use crate::plan::Schedule;
+    use crate::state::Best;
+
+    fn plan(dir: &Path) -> StagePlan {
+        StagePlan {
+            phase: monitor::Phase::Stage1,
+            steps: 9,
+            global_batch: 1,
+            micro_batch: 1,
+            grad_accum_steps: 1,
+            contrast_batch: 1,
+            schedule: Schedule { peak_lr: 1.0, min_lr: 0.0, warmup_steps: 0, steps: 9 },
+            optim: OptimConfig {
+                peak_lr: 1.0,
+                min_lr: 0.0,
+                warmup_steps: 0,
+                weight_decay: 0.0,
+                betas: (0.9, 0.98),
+                max_grad_norm: None,
+                pretrained_lr_ratio: 1.0,
+                ema_decay: None,
+            },
+            checkpoint_every_steps: 1,
+            keep_checkpoints: 9,
+            validate_every_steps: 1,
+            checkpoint_dir: dir.join("stage1"),
+        }
+    }
+
+    /// Checkpoints of some steps, each with its step as its one weight.
+    fn with_steps(dir: &Path, steps: &[u64]) -> StagePlan {
+        let plan = plan(dir);
+        let store = Store::open(&plan.checkpoint_dir, plan.keep_checkpoints).unwrap();
+        for &step in steps {
+            let weight = HostTensor::from_f32(&[1], &[step as f32]).unwrap();
+            let state = TrainState { step, ..TrainState::default() };
+            let snapshot = Snapshot {
+                model: TensorMap::from([("weight".to_owned(), weight)]),
+                state: serde_json::to_value(state).unwrap(),
+                frozen: BTreeMap::from([("vision".to_owned(), "digest".to_owned())]),
+                ..Snapshot::default()
+            };
+            store.save(&snapshot, step).unwrap();
+        }
+        plan
+    }
+
+    #[test]
+    fn the_best_step_is_handed_over_and_a_damaged_one_gives_way_to_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = with_steps(dir.path(), &[2, 4, 6]);
+        assert_eq!(handed_over(&plan).unwrap().name(), "stage1/step-00000006");
+        Store::open(&plan.checkpoint_dir, 9).unwrap().pin(4).unwrap();
+        let best = handed_over(&plan).unwrap();
+        assert_eq!((best.name().as_str(), best.warnings.len()), ("stage1/step-00000004", 0));
+        std::fs::write(best.path.join("model.safetensors"), "no tensors").unwrap();
+        let newest = handed_over(&plan).unwrap();
+        assert_eq!(newest.name(), "stage1/step-00000006");
+        assert!(newest.warnings[0].contains("step-00000004/model.safetensors"), "{:?}", newest.warnings);
+        assert_eq!(newest.weights["weight"].to_f32_vec(), [6.0]);
+    }
+
+    #[test]
+    fn a_pin_that_a_crash_left_out_is_made_up_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = with_steps(dir.path(), &[2, 4, 6]);
+        let pinned = || checkpoint::pinned(&plan.checkpoint_dir).unwrap().map(|listed| listed.step);
+        let best = |step| TrainState { best: Some(Best { step, score: 0.5 }), ..TrainState::default() };
+        let elsewhere = Checkpoints::open(&plan, false, Origin::default()).unwrap();
+        elsewhere.pin_best(&best(4)).unwrap();
+        assert_eq!(pinned(), None, "only rank 0 writes");
+        let checkpoints = Checkpoints::open(&plan, true, Origin::default()).unwrap();
+        for (step, expected) in [(4, 4), (6, 6), (3, 6)] {
+            checkpoints.pin_best(&best(step)).unwrap();
+            assert_eq!(pinned(), Some(expected), "best step {step}");
+        }
+    }
+
+    #[test]
+    fn other_frozen_weights_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = with_steps(dir.path(), &[2]);
+        let (loaded, _) = latest(&plan).unwrap().unwrap();
+        let beside = |digest: &str| {
+            let frozen = BTreeMap::from([("vision".to_owned(), digest.to_owned())]);
+            Checkpoints::open(&plan, false, Origin { frozen, ..Origin::default() }).unwrap()
+        };
+        beside("digest").check_frozen(&loaded).unwrap();
+        let refused = beside("other").check_frozen(&loaded).unwrap_err();
+        assert_eq!(refused.exit(), launch::Exit::Config);
+        assert!(refused.to_string().contains("other weights of vision"), "{refused}");
+    }
 }

@@ -1,12 +1,15 @@
 //! The samples of a split that can be used: captions in memory (they are small), pictures as cached features.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use data::{Counters, Index};
+use collectives::ProcessGroup;
+use data::{Captions, Counters, Index, SampleError, SkipReason};
 use tch::Tensor;
 
 use crate::error::TrainError;
 use crate::feature_file::FeatureFile;
+use crate::features::{decode_sample, union};
 
 /// One usable sample.
 #[derive(Clone, Debug)]
@@ -18,7 +21,18 @@ pub struct Example {
     /// The first caption.
     pub caption: String,
     /// Captions and tags, for the text policy.
-    pub captions: data::Captions,
+    pub captions: Captions,
+}
+
+impl Example {
+    fn new(index: &Index, sample: usize, captions: Captions) -> Self {
+        Self {
+            sample,
+            key: index.entries()[sample].key.to_string(),
+            caption: data::blip_caption(&captions.captions[0], data::MAX_WORDS),
+            captions,
+        }
+    }
 }
 
 /// The usable samples of one set of shards.
@@ -34,38 +48,40 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Joins captions and features; a sample that lacks either is counted and left out.
+    /// Joins captions and features; a sample that lacks either on any rank is counted and left out on all.
     ///
     /// # Errors
-    /// [`data::DataError::TooManySkipped`] above `max_skipped_ratio`, naming shards and reasons.
+    /// [`data::DataError::TooManySkipped`] above `max_skipped_ratio`, naming shards and reasons; a lost peer.
     pub fn new(
         index: Arc<Index>,
         features: FeatureFile,
         transform: &data::Transform,
+        group: &dyn ProcessGroup,
         max_skipped_ratio: f64,
     ) -> Result<Self, TrainError> {
-        let mut examples = Vec::with_capacity(index.len());
-        let mut skipped = index.problems().clone();
-        skipped.seen += index.len() as u64;
+        let mut captions: Vec<Option<Captions>> = Vec::with_capacity(index.len());
+        let mut errors = BTreeMap::new();
         for sample in 0..index.len() {
-            if features.shape.bad.binary_search(&sample).is_ok() {
-                // The feature file knows which; decoding the few again tells why.
-                if let Err(error) = crate::features::decode_sample(&index, sample, transform) {
-                    skipped.add_error(&error);
-                }
-                continue;
-            }
-            match index.read_captions(sample) {
-                Ok(captions) => examples.push(Example {
-                    sample,
-                    key: index.entries()[sample].key.to_string(),
-                    caption: data::blip_caption(&captions.captions[0], data::MAX_WORDS),
-                    captions,
-                }),
-                Err(error) => skipped.add_error(&error),
-            }
+            let found = match features.shape.lacks(sample) {
+                true => Err(why_lacking(&index, sample, transform)),
+                false => index.read_captions(sample),
+            };
+            captions.push(found.map_err(|error| errors.insert(sample, error)).ok());
+        }
+        let own: Vec<usize> = errors.keys().copied().collect();
+        let mut skipped = index.problems().clone();
+        for sample in union(group, index.len(), &own)? {
+            captions[sample] = None;
+            // What this rank can read and another cannot.
+            let elsewhere = || index.sample_error(sample, SkipReason::Unreadable);
+            skipped.add_error(&errors.remove(&sample).unwrap_or_else(elsewhere));
         }
         skipped.check(max_skipped_ratio)?;
+        let examples: Vec<Example> = captions
+            .into_iter()
+            .enumerate()
+            .filter_map(|(sample, captions)| Some(Example::new(&index, sample, captions?)))
+            .collect();
         if examples.is_empty() {
             return Err(skipped.too_many(max_skipped_ratio).into());
         }
@@ -86,5 +102,96 @@ impl Corpus {
         let rows: Vec<(usize, usize)> =
             rows.iter().map(|&(example, view)| (self.examples[example].sample, view)).collect();
         self.features.read(&rows)
+    }
+}
+
+/// The feature file knows which samples have no rows; decoding the few again tells why.
+fn why_lacking(index: &Index, sample: usize, transform: &data::Transform) -> SampleError {
+    match decode_sample(index, sample, transform) {
+        Err(error) => error,
+        // It reads well now, but did not when the features were computed.
+        Ok(_) => index.sample_error(sample, SkipReason::Unreadable),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+mod tests {
+    use std::path::Path;
+
+    use collectives::{CommError, SoloGroup};
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::feature_file::FeatureShape;
+
+    /// Alone, but for a rank that cannot read one caption.
+    struct Beside {
+        solo: SoloGroup,
+        lacks: i64,
+    }
+
+    impl ProcessGroup for Beside {
+        fn rank(&self) -> usize {
+            0
+        }
+        fn world_size(&self) -> usize {
+            2
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+        fn all_reduce_sum(&self, tensor: &mut Tensor) -> Result<(), CommError> {
+            let _ = tensor.get(self.lacks).fill_(1.0);
+            Ok(())
+        }
+        fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, CommError> {
+            self.solo.all_gather(tensor)
+        }
+        fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), CommError> {
+            self.solo.broadcast(tensor, root)
+        }
+        fn barrier(&self) -> Result<(), CommError> {
+            Ok(())
+        }
+    }
+
+    /// Five samples, the second without a word in its caption.
+    fn shard(path: &Path) {
+        let mut tar = tar::Builder::new(std::fs::File::create(path).unwrap());
+        for (number, caption) in ["a cat", "  ", "a dog", "a cow", "a hen"].iter().enumerate() {
+            for (name, bytes) in [("txt", caption.as_bytes()), ("png", b"no picture")] {
+                let mut header = tar::Header::new_ustar();
+                header.set_size(bytes.len() as u64);
+                tar.append_data(&mut header, format!("{number}.{name}"), bytes).unwrap();
+            }
+        }
+        tar.finish().unwrap();
+    }
+
+    fn corpus(dir: &Path, group: &dyn ProcessGroup) -> Corpus {
+        let path = dir.join("0.tar");
+        shard(&path);
+        let index = Arc::new(Index::open(&[path.display().to_string()]).unwrap());
+        let shape = FeatureShape { samples: 5, views: 1, tokens: 1, width: 1, bad: vec![3], unread: vec![] };
+        let features = FeatureFile::create(&dir.join("0.features"), shape).unwrap();
+        let transform = data::Transform::new(data::TransformConfig::default()).unwrap();
+        Corpus::new(index, features, &transform, group, 0.5).unwrap()
+    }
+
+    #[test]
+    fn what_one_rank_lacks_all_ranks_leave_out_and_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = |corpus: &Corpus| corpus.examples.iter().map(|e| e.key.clone()).collect::<Vec<_>>();
+        let alone = corpus(dir.path(), &SoloGroup::new(Device::Cpu));
+        assert_eq!(keys(&alone), ["0", "2", "4"]);
+        assert_eq!((alone.skipped.seen, alone.skipped.total()), (5, 2));
+        let beside = corpus(dir.path(), &Beside { solo: SoloGroup::new(Device::Cpu), lacks: 2 });
+        assert_eq!(keys(&beside), ["0", "4"]);
+        let reasons = beside.skipped.by_reason();
+        assert_eq!(reasons[&SkipReason::CaptionEmpty], 1);
+        assert_eq!(reasons[&SkipReason::Unreadable], 1, "the other rank's");
+        assert_eq!(beside.skipped.total(), 3);
+        assert_eq!(beside.features(&[(1, 0)]).unwrap().kind(), Kind::Float);
     }
 }

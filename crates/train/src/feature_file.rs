@@ -27,8 +27,11 @@ pub struct FeatureShape {
     pub tokens: i64,
     /// Width of a token.
     pub width: i64,
-    /// Samples whose picture could not be decoded, by index.
+    /// Samples whose picture cannot be decoded, ascending.
     pub bad: Vec<usize>,
+    /// Samples whose picture could not be read from the disk, ascending; another launch tries them again.
+    #[serde(default)]
+    pub unread: Vec<usize>,
 }
 
 /// An open feature file.
@@ -47,6 +50,12 @@ impl FeatureShape {
 
     fn offset(&self, sample: usize, view: usize) -> u64 {
         ((sample * self.views + view) * self.row_values() * BYTES_PER_VALUE) as u64
+    }
+
+    /// True for a sample without rows.
+    #[must_use]
+    pub fn lacks(&self, sample: usize) -> bool {
+        self.bad.binary_search(&sample).is_ok() || self.unread.binary_search(&sample).is_ok()
     }
 
     /// Size of the file in bytes.
@@ -110,12 +119,19 @@ impl FeatureFile {
             .map_err(|source| TrainError::Write { path: self.path.clone(), source })
     }
 
-    /// Marks the file complete.
+    /// Waits until this rank's rows are on the disk.
+    ///
+    /// # Errors
+    /// [`TrainError::Write`].
+    pub fn sync(&self) -> Result<(), TrainError> {
+        self.file.sync_all().map_err(|source| TrainError::Write { path: self.path.clone(), source })
+    }
+
+    /// Marks the file complete, once every rank has synced its rows.
     ///
     /// # Errors
     /// [`TrainError::Write`].
     pub fn seal(&self, shape: &FeatureShape) -> Result<(), TrainError> {
-        self.file.sync_all().map_err(|source| TrainError::Write { path: self.path.clone(), source })?;
         let text = serde_json::to_vec(shape).unwrap_or_default();
         Ok(checkpoint::write_durably(&sidecar(&self.path), &text)?)
     }
@@ -150,7 +166,7 @@ mod tests {
     fn rows_come_back_and_an_unsealed_file_does_not_count() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("features.bin");
-        let shape = FeatureShape { samples: 3, views: 2, tokens: 2, width: 2, bad: vec![] };
+        let shape = FeatureShape { samples: 3, views: 2, tokens: 2, width: 2, bad: vec![], unread: vec![] };
         let file = FeatureFile::create(&path, shape.clone()).expect("create");
         let row = Tensor::from_slice(&[1f32, -2.0, 0.5, 3.0]).view([2, 2]);
         file.write(2, 1, &row).expect("write");
@@ -163,5 +179,13 @@ mod tests {
             Vec::<f32>::try_from(read.view([-1])).expect("values"),
             [1.0, -2.0, 0.5, 3.0, 0.0, 0.0, 0.0, 0.0]
         );
+    }
+
+    #[test]
+    fn a_sidecar_that_knows_no_unread_samples_is_read() {
+        let old = r#"{"samples": 3, "views": 1, "tokens": 2, "width": 2, "bad": [1]}"#;
+        let mut shape: FeatureShape = serde_json::from_str(old).expect("a shape");
+        shape.unread.push(2);
+        assert_eq!([0, 1, 2].map(|sample| shape.lacks(sample)), [false, true, true]);
     }
 }

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use collectives::{CommError, ProcessGroup};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use data::{Index, Pixels, SampleError, Transform};
+use data::{Index, Pixels, SampleError, SkipReason, Transform};
 use model::VisionEncoder;
 use monitor::Phase;
 use tch::{Device, Kind, Tensor};
@@ -47,12 +48,20 @@ impl Encoder {
     ) -> Result<Corpus, TrainError> {
         let index = Arc::new(Index::open(patterns)?);
         let path = self.path(session, &index, views);
-        let features = match FeatureFile::open(&path)? {
-            Some(features) => features,
-            None => self.fill(session, &index, views + 1, &path)?,
+        agree_on_file(session.group.as_ref(), &path)?;
+        let found = FeatureFile::open(&path)?;
+        let missing = missing(session.group.as_ref(), index.len(), found.as_ref())?;
+        let features = match found {
+            Some(features) if missing.is_empty() => features,
+            partial => {
+                let known = partial.into_iter().flat_map(|features| features.shape.bad);
+                let bad = known.filter(|sample| missing.binary_search(sample).is_err()).collect();
+                let shape = self.shape(session, index.len(), views + 1, bad);
+                self.fill(session, &index, &path, &missing, shape)?
+            }
         };
         let limit = session.plan.config.data.max_skipped_ratio;
-        let corpus = Corpus::new(index, features, &self.transform, limit)?;
+        let corpus = Corpus::new(index, features, &self.transform, session.group.as_ref(), limit)?;
         if corpus.skipped.total() > 0 {
             let (count, worst) = (corpus.skipped.total(), corpus.skipped.worst(5));
             session.metrics.warn(format!("{count} of {} samples left out: {worst}", corpus.skipped.seen));
@@ -68,23 +77,31 @@ impl Encoder {
         session.plan.config.data.features.dir.join(format!("{name}.features"))
     }
 
-    /// Every rank encodes its share of the samples into one file.
+    fn shape(&self, session: &Session, samples: usize, views: usize, bad: Vec<usize>) -> FeatureShape {
+        let [tokens, width] = self.vision.output_shape(session.plan.config.data.transform.image_size as i64);
+        FeatureShape { samples, views, tokens, width, bad, unread: Vec::new() }
+    }
+
+    /// Every rank encodes its share of the missing samples into one file, which may hold the others already.
     fn fill(
         &self,
         session: &mut Session,
         index: &Arc<Index>,
-        views: usize,
         path: &Path,
+        missing: &[usize],
+        mut shape: FeatureShape,
     ) -> Result<FeatureFile, TrainError> {
         let (rank, world_size) = (session.plan.world.rank, session.plan.world.world_size);
-        let own: Vec<usize> = (0..index.len()).filter(|sample| sample % world_size == rank).collect();
-        let [tokens, width] = self.vision.output_shape(session.plan.config.data.transform.image_size as i64);
-        let mut shape = FeatureShape { samples: index.len(), views, tokens, width, bad: Vec::new() };
+        let own: Vec<usize> = missing.iter().copied().skip(rank).step_by(world_size).collect();
+        let (samples, views) = (shape.samples, shape.views);
         let file = FeatureFile::create(path, shape.clone())?;
         session.metrics.begin_phase(Phase::Features, (own.len() * views) as u64, 0);
-        let bad = self.encode(session, index, &own, views, &file)?;
+        let mut left_out = self.encode(session, index, &own, views, &file)?;
         session.metrics.end_phase();
-        shape.bad = gather_bad(session, index.len(), &bad)?;
+        file.sync()?;
+        left_out.bad.append(&mut shape.bad);
+        shape.bad = union(session.group.as_ref(), samples, &left_out.bad)?;
+        shape.unread = union(session.group.as_ref(), samples, &left_out.unread)?;
         if session.is_rank0() {
             file.seal(&shape)?;
         }
@@ -97,7 +114,7 @@ impl Encoder {
         })
     }
 
-    /// Decodes on worker threads, encodes in batches here; returns the samples that could not be decoded.
+    /// Decodes on worker threads, encodes in batches here; returns the samples that gave no picture.
     fn encode(
         &self,
         session: &mut Session,
@@ -105,7 +122,7 @@ impl Encoder {
         own: &[usize],
         views: usize,
         file: &FeatureFile,
-    ) -> Result<Vec<usize>, TrainError> {
+    ) -> Result<LeftOut, TrainError> {
         let config = session.plan.config.data.clone();
         let (seed, device) = (session.plan.config.run.seed, session.plan.device);
         let (work_in, work_out) = bounded::<usize>(own.len().max(1));
@@ -122,17 +139,24 @@ impl Encoder {
                 scope.spawn(move || decode_views(index, transform, seed, views, &work, &done));
             }
             drop(views_in);
-            let mut sink = Sink { encoder: self, file, device, batch: Vec::new(), bad: Vec::new(), done: 0 };
+            let mut sink = Sink {
+                encoder: self,
+                file,
+                device,
+                batch: Vec::new(),
+                left_out: LeftOut::default(),
+                done: 0,
+            };
             let started = Instant::now();
-            for view in &views_out {
+            // By value: where this returns early, the channel ends with it, and so do the workers.
+            for view in views_out {
+                session.check_stop(Phase::Features)?;
                 if sink.take(view, config.features.batch)? {
                     session.metrics.progress(sink.done, sink.done as f64 / started.elapsed().as_secs_f64());
                 }
             }
             sink.flush()?;
-            sink.bad.sort_unstable();
-            sink.bad.dedup();
-            Ok(sink.bad)
+            Ok(sink.left_out)
         })
     }
 }
@@ -174,8 +198,17 @@ struct Sink<'a> {
     file: &'a FeatureFile,
     device: Device,
     batch: Vec<(usize, usize, Pixels)>,
-    bad: Vec<usize>,
+    left_out: LeftOut,
     done: u64,
+}
+
+/// Samples that gave no picture.
+#[derive(Default)]
+struct LeftOut {
+    /// Their bytes are no picture, now and for ever.
+    bad: Vec<usize>,
+    /// Their bytes could not be read this time.
+    unread: Vec<usize>,
 }
 
 impl Sink<'_> {
@@ -183,7 +216,8 @@ impl Sink<'_> {
     fn take(&mut self, (sample, view, pixels): View, batch: usize) -> Result<bool, TrainError> {
         match pixels {
             Ok(pixels) => self.batch.push((sample, view, pixels)),
-            Err(_) => self.bad.push(sample),
+            Err(error) if error.reason == SkipReason::Unreadable => self.left_out.unread.push(sample),
+            Err(_) => self.left_out.bad.push(sample),
         }
         if self.batch.len() < batch {
             return Ok(false);
@@ -221,14 +255,50 @@ pub(crate) fn decode_sample(
     data::decode(&bytes, &transform.decode_options()).map_err(|reason| index.sample_error(sample, reason))
 }
 
-/// The union of all ranks' bad samples.
-fn gather_bad(session: &Session, samples: usize, own: &[usize]) -> Result<Vec<usize>, TrainError> {
+/// All ranks see the same samples and the same encoder: else their rows would not belong together.
+fn agree_on_file(group: &dyn ProcessGroup, path: &Path) -> Result<(), TrainError> {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let digest = blake3::hash(name);
+    let own: Vec<i64> = digest.as_bytes().iter().take(8).map(|&byte| i64::from(byte)).collect();
+    let all = group.all_gather(&Tensor::from_slice(&own).to_device(group.device()))?;
+    let all = Vec::<i64>::try_from(all.to_device(Device::Cpu)).unwrap_or_default();
+    if all.chunks(own.len()).all(|one| one == own) {
+        return Ok(());
+    }
+    let detail = format!(
+        "rank {} names it so, others by other shards, weights or transforms: all ranks need the same files",
+        group.rank()
+    );
+    Err(TrainError::Read { path: path.to_owned(), source: std::io::Error::other(detail) })
+}
+
+/// Samples whose rows some rank does not see: all without a complete file, else those that could not be read last time.
+fn missing(
+    group: &dyn ProcessGroup,
+    samples: usize,
+    found: Option<&FeatureFile>,
+) -> Result<Vec<usize>, CommError> {
+    match found {
+        Some(features) => union(group, samples, &features.shape.unread),
+        None => union(group, samples, &(0..samples).collect::<Vec<_>>()),
+    }
+}
+
+/// The union of all ranks' lists of samples, ascending.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn union(
+    group: &dyn ProcessGroup,
+    samples: usize,
+    own: &[usize],
+) -> Result<Vec<usize>, CommError> {
     let mut flags = vec![0f32; samples];
     for &sample in own {
         flags[sample] = 1.0;
     }
-    let mut flags = Tensor::from_slice(&flags).to_device(session.plan.device);
-    session.group.all_reduce_sum(&mut flags)?;
+    let mut flags = Tensor::from_slice(&flags).to_device(group.device());
+    group.all_reduce_sum(&mut flags)?;
     let flags = Vec::<f32>::try_from(flags.to_device(Device::Cpu)).unwrap_or_default();
     Ok((0..samples).filter(|&sample| flags[sample] > 0.0).collect())
 }

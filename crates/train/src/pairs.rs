@@ -179,3 +179,28 @@ pub(crate) fn text_input(batch: &TextBatch, rows: &[usize]) -> TextInput {
     };
     TextInput { ids: gather(&batch.ids), mask: gather(&batch.mask) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One token a word: `<end>` is 0, `a` to `d` are 1 to 4.
+    const TOKENIZER: &str = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "decoder": null, "pre_tokenizer": { "type": "Whitespace" }, "added_tokens": [],
+        "model": { "type": "WordLevel", "vocab": {"<end>": 0, "a": 1, "b": 2, "c": 3, "d": 4}, "unk_token": "<end>" }
+    }"#;
+
+    #[test]
+    fn a_caption_that_was_cut_has_no_end() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("tokenizer.json");
+        std::fs::write(&path, TOKENIZER).expect("a file");
+        let tokenizer = LmTokenizer::bare(&path).expect("a tokenizer");
+        let captions = LmCaptions { tokenizer, prompt: vec![4], eos: 0, max_tokens: 3 };
+        let text = captions.tokenise(&["a b".into(), "a b c".into(), "a".into()]).expect("tokens");
+        let labels: Vec<i64> = Vec::try_from(text.labels.view([-1])).expect("labels");
+        let ignored = LmText::IGNORED;
+        assert_eq!(labels, [[ignored, 1, 2, 0], [ignored, 1, 2, 3], [ignored, 1, 0, ignored]].concat());
+    }
+}

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use checkpoint::Loaded;
 use monitor::Phase;
 use tch::Tensor;
 
 use crate::build::{self, Tools};
-use crate::checkpoints::{self, Checkpoints};
+use crate::checkpoints::{self, Checkpoints, HandedOver, Origin};
+use crate::config::Config;
 use crate::corpus::Corpus;
 use crate::error::TrainError;
 use crate::evaluate::{self, Split};
@@ -18,7 +20,7 @@ use crate::optim::AdamW;
 use crate::pairs::{PairSource, StageTokenizer};
 use crate::plan::StagePlan;
 use crate::session::Session;
-use crate::stage::Stage;
+use crate::stage::{Stage, random_name};
 use crate::state::TrainState;
 use crate::tensors::all_to_torch;
 use crate::trainer::{Trainer, Validation};
@@ -29,6 +31,7 @@ pub(crate) struct Run {
     pub tools: Tools,
     pub train: Corpus,
     pub splits: Vec<Split>,
+    vision_digest: String,
 }
 
 /// Trains, evaluates and reports, as one rank.
@@ -45,7 +48,8 @@ pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
     let mut run = Run::prepare(session)?;
     let plan = run.session.plan.stage1.clone();
     run.stage(&plan, None)?;
-    let stage1 = all_to_torch(&checkpoints::handed_over(&plan)?.0);
+    let stage1 = checkpoints::handed_over(&plan)?;
+    stage1.warnings.iter().for_each(|warning| run.session.metrics.warn(warning));
     let plan = run.session.plan.stage2.clone();
     run.stage(&plan, Some(&stage1))?;
     if let Some(plan) = run.session.plan.stage2_without_stage1.clone() {
@@ -77,38 +81,29 @@ impl Run {
         // Each launch loads the models again; what the launches before this one took is part of the cost too.
         let before = session.ledger.seconds.get(&Phase::Features).copied().unwrap_or(0.0);
         let seconds = before + started.elapsed().as_secs_f64();
-        let mut run = Self { session, tools, train, splits };
+        let vision_digest = encoder.weights_digest;
+        let mut run = Self { session, tools, train, splits, vision_digest };
         run.account(Phase::Features, seconds)?;
         Ok(run)
     }
 
     /// Trains one phase to its end, from its newest checkpoint where there is one.
-    fn stage(
-        &mut self,
-        plan: &StagePlan,
-        stage1: Option<&BTreeMap<String, Tensor>>,
-    ) -> Result<(), TrainError> {
+    fn stage(&mut self, plan: &StagePlan, stage1: Option<&HandedOver>) -> Result<(), TrainError> {
         let resumed = checkpoints::latest(plan)?;
         self.agree_on_step(plan, resumed.as_ref().map_or(0, |(_, state)| state.step))?;
-        if let Some((loaded, state)) = resumed.as_ref().filter(|(_, state)| state.step >= plan.steps) {
-            // The launch that took its last step may not have lived to write down what it cost.
-            let parameters = loaded.snapshot.model.values().map(|p| p.numel() as u64).sum();
-            return self.close(plan.phase, parameters, state);
-        }
-        let Self { session, tools, train, splits } = self;
-        let (stage, pretrained) = build::stage(&session.plan, tools, plan.phase, stage1)?;
-        let trainable = stage.trainable();
-        let mut optimizer = AdamW::new(&trainable, &pretrained, &plan.optim);
-        let mut state = TrainState::default();
-        if let Some((loaded, resumed_state)) = resumed {
-            for warning in &loaded.warnings {
-                session.metrics.warn(warning.clone());
+        let checkpoints = Checkpoints::open(plan, self.session.is_rank0(), self.origin(plan.phase, stage1))?;
+        if let Some((loaded, state)) = &resumed {
+            checkpoints.check_frozen(loaded)?;
+            checkpoints.pin_best(state)?;
+            if state.step >= plan.steps {
+                // The launch that took its last step may not have lived to write down what it cost.
+                let parameters = loaded.snapshot.model.values().map(|p| p.numel() as u64).sum();
+                return self.close(plan.phase, parameters, state);
             }
-            build::copy_weights(&trainable, &all_to_torch(&loaded.snapshot.model), &loaded.path)?;
-            optimizer.restore(&loaded.snapshot.optimizer)?;
-            state = resumed_state;
         }
-        let parameters: u64 = trainable.values().map(|p| p.numel() as u64).sum();
+        let Self { session, tools, train, splits, .. } = self;
+        let Ready { stage, optimizer, state } = ready(session, tools, plan, stage1, resumed)?;
+        let parameters: u64 = stage.trainable().values().map(|p| p.numel() as u64).sum();
         session.metrics.line(&format!(
             "{}: {parameters} trainable parameters, {:.1} MB reduced per step and rank, from step {}",
             plan.phase.name(),
@@ -116,28 +111,12 @@ impl Run {
             state.step
         ));
         session.metrics.begin_phase(plan.phase, plan.steps, state.step);
-        let checkpoints = Checkpoints::open(plan, session.is_rank0(), session.config_text.clone())?;
         let (device, autocast) = (session.plan.device, session.plan.autocast);
         let validate = |stage: &Stage| {
             torch_bridge::autocast(device, autocast, || selection_score(stage, splits, device))
         };
         let config = session.plan.config.clone();
-        let tokenizer = match plan.phase {
-            Phase::Stage1 => StageTokenizer::One(&tools.wordpiece, config.data.max_text_tokens),
-            _ => StageTokenizer::Two(&tools.lm_captions),
-        };
-        let label = data::TextPolicy::Label;
-        let pairs = PairSource {
-            corpus: train,
-            order: data::Order::new(config.run.seed.wrapping_add(plan.phase as u64), train.examples.len()),
-            // The language model is to say the caption, not the tags.
-            texts: if plan.phase == Phase::Stage1 { &config.data.texts } else { &label },
-            tokenizer,
-            seed: config.run.seed,
-            rank: session.plan.world.rank,
-            world_size: session.plan.world.world_size,
-            device,
-        };
+        let pairs = pair_source(session, &config, tools, train, plan.phase);
         let mut trainer =
             Trainer { session, plan, stage, optimizer, pairs, checkpoints, validate: &validate, state };
         trainer.run()?;
@@ -147,6 +126,15 @@ impl Run {
         // Rank 0's last checkpoint is on the disk before anybody reads it.
         self.session.group.barrier()?;
         self.close(plan.phase, parameters, &state)
+    }
+
+    /// What the phase's checkpoints tell of where they come from. Stage 1 knows no language model.
+    fn origin(&self, phase: Phase, stage1: Option<&HandedOver>) -> Origin {
+        let mut frozen = BTreeMap::from([("vision".to_owned(), self.vision_digest.clone())]);
+        if phase != Phase::Stage1 {
+            frozen.insert("language".to_owned(), self.tools.language_digest.clone());
+        }
+        Origin { config: self.session.config_text.clone(), parent: stage1.map(HandedOver::name), frozen }
     }
 
     /// All ranks found the same checkpoint, and have read it before rank 0 tidies its folder. On a shared disk that is
@@ -160,8 +148,10 @@ impl Run {
         if sums.double_value(&[0]).powi(2) == world.world_size as f64 * sums.double_value(&[1]) {
             return Ok(());
         }
-        let detail =
-            format!("rank {} finds step {step}, others find other steps: all ranks need one disk", world.rank);
+        let detail = format!(
+            "rank {} finds step {step}, others find other steps: all ranks need one disk",
+            world.rank
+        );
         Err(TrainError::Read { path: plan.checkpoint_dir.clone(), source: std::io::Error::other(detail) })
     }
 
@@ -183,6 +173,65 @@ impl Run {
         ledger.peak_rss_bytes = ledger.peak_rss_bytes.max(sum.double_value(&[0]) as u64);
         ledger.seconds.insert(phase, seconds);
         if self.session.is_rank0() { self.session.ledger.save() } else { Ok(()) }
+    }
+}
+
+/// What a phase goes on with.
+struct Ready {
+    stage: Stage,
+    optimizer: AdamW,
+    state: TrainState,
+}
+
+/// The model and its optimizer: fresh, or as the checkpoint left them.
+fn ready(
+    session: &mut Session,
+    tools: &Tools,
+    plan: &StagePlan,
+    stage1: Option<&HandedOver>,
+    resumed: Option<(Loaded, TrainState)>,
+) -> Result<Ready, TrainError> {
+    let stage1 = stage1.map(|handed| all_to_torch(&handed.weights));
+    let (stage, pretrained) = build::stage(&session.plan, tools, plan.phase, stage1.as_ref())?;
+    let trainable = stage.trainable();
+    let mut optimizer = AdamW::new(&trainable, &pretrained, &plan.optim);
+    let Some((loaded, state)) = resumed else {
+        return Ok(Ready { stage, optimizer, state: TrainState::default() });
+    };
+    for warning in &loaded.warnings {
+        session.metrics.warn(warning);
+    }
+    build::copy_weights(&trainable, &all_to_torch(&loaded.snapshot.model), &loaded.path)?;
+    optimizer.restore(&loaded.snapshot.optimizer)?;
+    Ok(Ready { stage, optimizer, state })
+}
+
+/// What stage 2 reads: the language model is to say the caption, not the tags.
+static CAPTION: data::TextPolicy = data::TextPolicy::Label;
+
+fn pair_source<'a>(
+    session: &Session,
+    config: &'a Config,
+    tools: &'a Tools,
+    corpus: &'a Corpus,
+    phase: Phase,
+) -> PairSource<'a> {
+    let (texts, tokenizer) = match phase {
+        Phase::Stage1 => {
+            (&config.data.texts, StageTokenizer::One(&tools.wordpiece, config.data.max_text_tokens))
+        }
+        _ => (&CAPTION, StageTokenizer::Two(&tools.lm_captions)),
+    };
+    let seed = config.run.seed;
+    PairSource {
+        corpus,
+        order: data::Order::new(seed.wrapping_add(random_name(phase)), corpus.examples.len()),
+        texts,
+        tokenizer,
+        seed,
+        rank: session.plan.world.rank,
+        world_size: session.plan.world.world_size,
+        device: session.plan.device,
     }
 }
 

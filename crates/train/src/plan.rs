@@ -166,7 +166,7 @@ impl StagePlan {
         }
         let micro_batch = c.micro_batch.unwrap_or(c.global_batch / world_size);
         let pairs_per_pass = micro_batch * world_size;
-        if pairs_per_pass == 0 || c.global_batch % pairs_per_pass != 0 {
+        if pairs_per_pass == 0 || !c.global_batch.is_multiple_of(pairs_per_pass) {
             return Err(format!(
                 "{key}.global_batch = {} is no multiple of {micro_batch} pairs x {world_size} ranks; \
                  change {key}.global_batch, {key}.micro_batch or the number of ranks",
@@ -210,7 +210,10 @@ fn check(config: &Config) -> Result<(), String> {
         (qformer.projection_size > 0, "model.qformer.projection_size must be at least 1"),
         (config.model.language.max_new_tokens >= 2, "model.language.max_new_tokens must be at least 2"),
         (evaluation.rerank_candidates > 0, "evaluation.rerank_candidates must be at least 1"),
-        (evaluation.max_captions > 1, "evaluation.max_captions must be at least 2: one picture cannot be shuffled"),
+        (
+            evaluation.max_captions > 1,
+            "evaluation.max_captions must be at least 2: one picture cannot be shuffled",
+        ),
         (
             config.stage1.validate_every_steps == 0 || selects,
             "stage1.validate_every_steps needs a split with select = true: without one there is nothing to score",

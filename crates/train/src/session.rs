@@ -5,8 +5,9 @@ use std::path::Path;
 use checkpoint::RunLock;
 use collectives::ProcessGroup;
 use launch::{StopFlag, World};
-use monitor::{Metrics, Start};
+use monitor::{Metrics, Phase, Start};
 
+use crate::changes;
 use crate::checkpoints;
 use crate::config::Config;
 use crate::error::TrainError;
@@ -37,7 +38,7 @@ impl Session {
     /// Checks the config, takes the run folder, meets the other ranks.
     ///
     /// # Errors
-    /// [`TrainError::Config`] for a config that cannot run, [`checkpoint::CheckpointError::Busy`] when another run holds
+    /// [`TrainError::Config`] for a config that cannot run, or not in a folder that holds what another one trained, [`checkpoint::CheckpointError::Busy`] when another run holds
     /// the folder, [`TrainError::Peer`] when the ranks do not meet.
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
         let world = World::from_env()?;
@@ -50,17 +51,36 @@ impl Session {
         let run_dir = plan.config.run.dir.clone();
         let lock = if is_rank0 { Some(RunLock::acquire(&run_dir)?) } else { None };
         let group = collectives::connect(&plan.world, plan.device)?;
-        let metrics = Metrics::open(&run_dir, is_rank0, start(&plan)?, &config_text);
+        let mut metrics = Metrics::open(&run_dir, is_rank0, start(&plan)?, &config_text);
         let ledger = Ledger::open(&run_dir);
         let kept = run_dir.join("config.toml");
-        let unchanged = std::fs::read_to_string(&kept).is_ok_and(|before| before == config_text);
+        let before = std::fs::read_to_string(&kept).ok();
+        let unchanged = before.as_ref() == Some(&config_text);
+        if let Some(before) = before.filter(|_| !unchanged) {
+            changes::check(&before, &plan)?.into_iter().for_each(|warning| metrics.warn(warning));
+        }
         // Every rank has looked before rank 0 writes.
         group.barrier()?;
         if is_rank0 {
+            if !unchanged {
+                changes::forget_report(&run_dir)?;
+            }
             checkpoint::write_durably(&kept, config_text.as_bytes())?;
             metrics.line(&plan.describe());
         }
         Ok(Self { plan, group, metrics, stop, ledger, config_text, unchanged, _lock: lock })
+    }
+
+    /// For work that leaves no checkpoint: ends it where somebody asked for a stop. All ranks get the signal from the
+    /// launcher, so none of them asks the others.
+    ///
+    /// # Errors
+    /// [`TrainError::Interrupted`].
+    pub fn check_stop(&self, phase: Phase) -> Result<(), TrainError> {
+        match self.stop.requested() {
+            true => Err(TrainError::Interrupted { phase: phase.name().into() }),
+            false => Ok(()),
+        }
     }
 
     /// True on the rank that writes.

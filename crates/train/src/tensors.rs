@@ -9,7 +9,6 @@ use tch::{Kind, Tensor};
 use crate::error::TrainError;
 
 /// A copy of `host` on the CPU.
-#[must_use]
 pub fn to_torch(host: &HostTensor) -> Tensor {
     let shape: Vec<i64> = host.shape.iter().map(|&n| n as i64).collect();
     Tensor::from_data_size(&host.bytes, &shape, kind(host.dtype))

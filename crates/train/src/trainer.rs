@@ -163,7 +163,7 @@ impl Trainer<'_> {
     /// True where this step is the best so far. Every rank computes the same score, so all agree.
     fn maybe_validate(&mut self) -> bool {
         let every = self.plan.validate_every_steps;
-        if every == 0 || (self.state.step % every != 0 && self.state.step != self.plan.steps) {
+        if every == 0 || (!self.state.step.is_multiple_of(every) && self.state.step != self.plan.steps) {
             return false;
         }
         let (stage, validate) = (&self.stage, self.validate);
@@ -187,7 +187,7 @@ impl Trainer<'_> {
                 Err(error) if is_last || stop => return Err(error),
                 saved => saved.err().map(|error| checkpoints::not_written(&error)),
             }
-        } else if self.state.step % self.plan.checkpoint_every_steps == 0 {
+        } else if self.state.step.is_multiple_of(self.plan.checkpoint_every_steps) {
             self.checkpoints.submit(&self.state, &self.stage, &self.optimizer)
         } else {
             None

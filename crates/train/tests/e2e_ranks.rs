@@ -35,7 +35,11 @@ fn assert_close(one: &Course, many: &Course, ranks: usize) {
         let (one, many) = (one.curve(phase, name), many.curve(phase, name));
         assert_eq!((one.len(), many.len()), (STEPS, STEPS));
         for (step, (a, b)) in one.iter().zip(&many).enumerate() {
-            assert!((a - b).abs() <= TOLERANCE, "{phase} {name} at step {}: {a} and, on {ranks} ranks, {b}", step + 1);
+            assert!(
+                (a - b).abs() <= TOLERANCE,
+                "{phase} {name} at step {}: {a} and, on {ranks} ranks, {b}",
+                step + 1
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
 //! A whole run through the real programs: what it leaves, what it says, and that it is not repeated.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 
@@ -109,9 +110,15 @@ fn check_checkpoints(run: &Path) {
             let (manifest, snapshot) = checkpoint::load(&listed.path).unwrap();
             assert_eq!((manifest.step, manifest.phase.as_str()), (listed.step, phase.name()));
             let frozen = |name: &&String| {
-                !TRAINABLE.iter().any(|part| name.starts_with(part) || part.starts_with('_') && name.contains(part))
+                !TRAINABLE
+                    .iter()
+                    .any(|part| name.starts_with(part) || part.starts_with('_') && name.contains(part))
             };
-            assert_eq!(snapshot.model.keys().find(frozen), None, "a frozen tensor is in {phase}'s checkpoint");
+            assert_eq!(
+                snapshot.model.keys().find(frozen),
+                None,
+                "a frozen tensor is in {phase}'s checkpoint"
+            );
             assert!(snapshot.config.contains("[stage1.optim]"), "{}", snapshot.config);
             let trainable: usize = snapshot.model.values().map(checkpoint::HostTensor::numel).sum();
             for record in records.iter().filter(|r| (r.phase, r.kind) == (phase, RecordKind::Step)) {
@@ -182,7 +189,10 @@ fn check_eval_file(run: &Path) {
             assert!(recalls.r5 <= recalls.r10 && recalls.r10 <= 1.0, "{recalls:?}");
         }
         assert_eq!(captions.count, 8);
-        assert!((0.0..=10.0).contains(&captions.cider) && (0.0..=1.0).contains(&captions.exact), "{captions:?}");
+        assert!(
+            (0.0..=10.0).contains(&captions.cider) && (0.0..=1.0).contains(&captions.exact),
+            "{captions:?}"
+        );
     }
     let phases: Vec<Phase> = eval.seconds.keys().copied().collect();
     let [stage1, stage2, control] = PHASES.map(|(phase, _)| phase);
@@ -203,11 +213,16 @@ fn the_plan_tells_what_a_step_will_reduce() {
     let text = String::from_utf8(plan.stdout).unwrap();
     assert!(text.contains("stage1: 12 steps x 12 pairs"), "{text}");
     assert!(!world.path("run").exists() && !world.path("features").exists(), "a plan is only words");
-    let line = text.lines().find(|line| line.contains("trainable parameters")).expect("a line with parameters");
+    let line =
+        text.lines().find(|line| line.contains("trainable parameters")).expect("a line with parameters");
     let parameters: u64 = line.split_whitespace().find_map(|word| word.parse().ok()).expect("a number");
 
-    Launch { ranks: 1, sets: &["stage1.steps=2", "stage2.steps=2", "evaluation.max_captions=1"], ..world.run("run") }
-        .done();
+    Launch {
+        ranks: 1,
+        sets: &["stage1.steps=2", "stage2.steps=2", "evaluation.max_captions=2"],
+        ..world.run("run")
+    }
+    .done();
     let records = records(&world.path("run/metrics.jsonl"));
     assert_eq!(records[0].bytes_reduced, 4 * parameters, "{line}");
 }

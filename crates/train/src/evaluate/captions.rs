@@ -4,6 +4,7 @@ use collectives::{CommError, ProcessGroup};
 use monitor::CaptionScores;
 use tch::{Device, Kind, Tensor};
 
+use super::Progress;
 use super::split::Split;
 use crate::error::TrainError;
 use crate::pairs::LmCaptions;
@@ -51,7 +52,7 @@ pub(super) struct Writer<'a> {
     pub pictures: Vec<usize>,
     pub lm: &'a LmCaptions,
     pub group: &'a dyn ProcessGroup,
-    pub progress: &'a dyn Fn(usize),
+    pub progress: Progress<'a>,
 }
 
 impl Writer<'_> {
@@ -77,7 +78,7 @@ impl Writer<'_> {
             for (&i, ids) in some.iter().zip(ids) {
                 rows[i] = ids;
             }
-            (self.progress)(some.len());
+            (self.progress)(some.len())?;
         }
         let rows = share(&rows, self.lm.max_tokens, self.group)?;
         rows.iter().map(|ids| self.lm.decode(ids)).collect()

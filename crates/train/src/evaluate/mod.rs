@@ -21,8 +21,8 @@ use crate::stage::Stage;
 use crate::tensors::all_to_torch;
 
 use captions::Captions;
-pub(crate) use retrieval::{by_itc, rerank};
 use retrieval::{Retrieval, TwoWays};
+pub(crate) use retrieval::{by_itc, rerank};
 pub(crate) use split::Split;
 
 /// What was measured on one split.
@@ -30,6 +30,9 @@ pub(crate) struct SplitResult {
     retrieval: Retrieval,
     captions: Captions,
 }
+
+/// Told of pictures that are done; ends the work where somebody asked for a stop.
+type Progress<'a> = &'a dyn Fn(usize) -> Result<(), TrainError>;
 
 /// Moves the bar of the evaluation, pictures by pictures.
 struct Bar<'a> {
@@ -64,12 +67,11 @@ pub(crate) fn already_done(session: &Session) -> Option<String> {
 /// Scores the handed-over stages on every shown split and writes the report; ranks share the work.
 ///
 /// # Errors
-/// [`TrainError`] when a checkpoint, features or the run folder cannot be used, or a peer is gone.
+/// [`TrainError`] when a checkpoint, features or the run folder cannot be used, a peer is gone, or somebody asked for a stop.
 pub(crate) fn evaluate(run: &mut Run) -> Result<(), TrainError> {
     let started = Instant::now();
-    let plan = &run.session.plan;
     let stages = Stages::load(run)?;
-    let (device, autocast) = (plan.device, plan.autocast);
+    let (device, autocast) = (run.session.plan.device, run.session.plan.autocast);
     let results = torch_bridge::autocast(device, autocast, || score_all(run, &stages))?;
     run.account(Phase::Evaluation, started.elapsed().as_secs_f64())?;
     let eval = eval_file(run, &results);
@@ -90,19 +92,25 @@ struct Stages {
 }
 
 impl Stages {
-    fn load(run: &Run) -> Result<Self, TrainError> {
-        let load = |plan: &StagePlan| -> Result<Stage, TrainError> {
+    fn load(run: &mut Run) -> Result<Self, TrainError> {
+        let mut warnings = Vec::new();
+        let mut load = |plan: &StagePlan| -> Result<Stage, TrainError> {
             let (stage, _) = build::stage(&run.session.plan, &run.tools, plan.phase, None)?;
-            let weights = all_to_torch(&checkpoints::handed_over(plan)?.0);
-            build::copy_weights(&stage.trainable(), &weights, &plan.checkpoint_dir)?;
+            let handed = checkpoints::handed_over(plan)?;
+            build::copy_weights(&stage.trainable(), &all_to_torch(&handed.weights), &handed.path)?;
+            warnings.extend(handed.warnings);
             Ok(stage)
         };
         let plan = &run.session.plan;
-        Ok(Self {
+        let stages = Self {
             stage1: load(&plan.stage1)?,
             stage2: load(&plan.stage2)?,
             without_stage1: plan.stage2_without_stage1.as_ref().map(load).transpose()?,
-        })
+        };
+        // Stage 1's have been told when it was handed to stage 2, if that was in this launch.
+        warnings.retain(|warning| !run.session.metrics.warnings().contains(warning));
+        warnings.into_iter().for_each(|warning| run.session.metrics.warn(warning));
+        Ok(stages)
     }
 }
 
@@ -120,7 +128,14 @@ fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitRes
     session.metrics.begin_phase(Phase::Evaluation, (pictures / world_size) as u64, 0);
     let bar =
         Bar { metrics: RefCell::new(&mut session.metrics), done: Cell::new(0), started: Instant::now() };
-    let progress = |pictures: usize| bar.advance(pictures);
+    let stop = &session.stop;
+    let progress = |pictures: usize| {
+        bar.advance(pictures);
+        match stop.requested() {
+            true => Err(TrainError::Interrupted { phase: Phase::Evaluation.name().into() }),
+            false => Ok(()),
+        }
+    };
     let group = session.group.as_ref();
     let mut results = BTreeMap::new();
     for split in shown {
@@ -131,7 +146,6 @@ fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitRes
         let captions = writer.captions(&stages.stage2, stages.without_stage1.as_ref())?;
         results.insert(split.name.clone(), SplitResult { retrieval, captions });
     }
-    drop(bar);
     session.metrics.end_phase();
     Ok(results)
 }

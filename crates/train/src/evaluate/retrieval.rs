@@ -9,6 +9,7 @@ use collectives::{CommError, ProcessGroup};
 use model::Stage1;
 use tch::{Device, Kind, Tensor};
 
+use super::Progress;
 use super::split::Split;
 use crate::error::TrainError;
 
@@ -75,7 +76,7 @@ pub fn reranked(
     split: &Split,
     candidates: usize,
     group: &dyn ProcessGroup,
-    progress: &dyn Fn(usize),
+    progress: Progress<'_>,
 ) -> Result<Retrieval, TrainError> {
     let similarity = similarities(stage1, split, group.device())?;
     let candidates = candidates.min(split.len()) as i64;
@@ -119,7 +120,7 @@ fn itm_matrix(
     split: &Split,
     wanted: &[BTreeSet<i64>],
     group: &dyn ProcessGroup,
-    progress: &dyn Fn(usize),
+    progress: Progress<'_>,
 ) -> Result<Tensor, TrainError> {
     let device = group.device();
     let n = split.len();
@@ -144,7 +145,7 @@ fn itm_matrix(
                 scored[chunk[place] * n + text as usize] = logit;
             }
         }
-        progress(chunk.len());
+        progress(chunk.len())?;
     }
     let n = n as i64;
     Ok(sum_over_ranks(Tensor::from_slice(&scored).view([n, n]), group)?)

@@ -18,8 +18,7 @@ pub struct Course(BTreeMap<(Phase, RecordKind, u64), BTreeMap<String, f64>>);
 pub fn course(run_dir: &Path) -> Course {
     let mut points = BTreeMap::new();
     for record in records(&run_dir.join(METRICS_FILE)) {
-        let mut numbers: BTreeMap<String, f64> =
-            record.losses.into_iter().chain(record.metrics).collect();
+        let mut numbers: BTreeMap<String, f64> = record.losses.into_iter().chain(record.metrics).collect();
         numbers.insert("pairs_seen".into(), record.pairs_seen as f64);
         numbers.extend(record.lr.map(|lr| ("lr".into(), lr)));
         numbers.extend(record.grad_norm.map(|norm| ("grad_norm".into(), norm)));

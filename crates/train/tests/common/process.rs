@@ -85,8 +85,7 @@ impl Running {
     pub fn wait_for_step(&mut self, phase: Phase, step: u64) {
         let path = self.run.join("metrics.jsonl");
         self.wait_for(&format!("step {step} of {phase}"), || {
-            let here = path.is_file().then(|| records(&path)).unwrap_or_default();
-            here.iter().any(|record| record.phase == phase && record.step >= step)
+            path.is_file() && records(&path).iter().any(|record| record.phase == phase && record.step >= step)
         });
     }
 
@@ -136,7 +135,9 @@ impl Running {
             is_child && environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes())
         };
         let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-        let found = processes.filter(|process| is_it(process)).find_map(|process| process.file_name()?.to_str()?.parse().ok());
+        let found = processes
+            .filter(|process| is_it(process))
+            .find_map(|process| process.file_name()?.to_str()?.parse().ok());
         Pid::from_raw(found.unwrap_or_else(|| panic!("rank {rank} does not run: {}", self.said())))
     }
 }

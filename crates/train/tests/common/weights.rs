@@ -21,7 +21,8 @@ const END_OF_TEXT: &str = "<end>";
 pub fn write(folder: &Path) {
     for (name, tensors) in [("vit", vit()), ("bert", bert()), ("llama", llama())] {
         fs::create_dir_all(folder.join(name)).unwrap();
-        write_safetensors(&folder.join(name).join("model.safetensors"), &tensors, &Default::default()).unwrap();
+        write_safetensors(&folder.join(name).join("model.safetensors"), &tensors, &Default::default())
+            .unwrap();
     }
     let vocabulary: Vec<&str> = SPECIAL.into_iter().chain(words()).collect();
     fs::write(folder.join("bert/vocab.txt"), vocabulary.join("\n") + "\n").unwrap();
@@ -115,7 +116,8 @@ fn llama() -> TensorMap {
     let mut drawn = Drawn::new(3);
     drawn.random("model.embed_tokens.weight", &[1 + words().len(), WIDTH]);
     for layer in (0..LAYERS).map(|i| format!("model.layers.{i}")) {
-        for (name, outputs) in [("q_proj", WIDTH), ("k_proj", WIDTH / 2), ("v_proj", WIDTH / 2), ("o_proj", WIDTH)]
+        for (name, outputs) in
+            [("q_proj", WIDTH), ("k_proj", WIDTH / 2), ("v_proj", WIDTH / 2), ("o_proj", WIDTH)]
         {
             drawn.random(&format!("{layer}.self_attn.{name}.weight"), &[outputs, WIDTH]);
         }
@@ -139,8 +141,12 @@ fn llama_config() -> serde_json::Value {
 
 /// One token a word; id 0 ends a text.
 fn llama_tokenizer() -> serde_json::Value {
-    let vocabulary: serde_json::Map<String, serde_json::Value> =
-        [END_OF_TEXT].into_iter().chain(words()).zip(0..).map(|(word, id)| (word.to_owned(), id.into())).collect();
+    let vocabulary: serde_json::Map<String, serde_json::Value> = [END_OF_TEXT]
+        .into_iter()
+        .chain(words())
+        .zip(0..)
+        .map(|(word, id)| (word.to_owned(), id.into()))
+        .collect();
     serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
         "decoder": null, "pre_tokenizer": { "type": "Whitespace" },
