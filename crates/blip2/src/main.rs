@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Command::Resume(args) => run::resume(&args.run_dir, &args.options, &say),
         Command::Plan(args) => run::plan(&args.config, &args.overrides),
         Command::Verify(args) => run::verify(&args.cases, args.json),
-        Command::Data(Data::Prepare(args)) => prepare::prepare(args.what, &args.dir, &say),
+        Command::Data(Data::Prepare(args)) => prepare::prepare(&args, &say),
         Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),
         Command::Ckpt(Ckpt::Verify(args)) => checkpoints::verify(&args.run_dir),
     };

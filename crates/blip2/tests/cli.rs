@@ -71,13 +71,14 @@ fn help_names_every_command_and_exit_code() {
 #[test]
 fn arguments_that_are_not_understood_end_with_2_and_start_nothing() {
     let place = Place::with_worker();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["train", "c.toml"], "unrecognized subcommand"),
         (&["launch"], "CONFIG"),
         (&["launch", "--nproc-per-node", "0", "c.toml"], "1 or more, auto or gpu"),
         (&["launch", "--max-restarts", "often", "c.toml"], "--max-restarts"),
         (&["verify"], "CASE"),
         (&["data", "prepare", "coco"], "quickstart"),
+        (&["data", "prepare", "quickstart", "--with", "vit,coco"], "tuxpaint"),
     ];
     for (args, word) in cases {
         let (code, _, stderr) = run(&mut place.command(args));

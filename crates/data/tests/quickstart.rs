@@ -157,7 +157,9 @@ fn assert_stamps(sets: &[Written]) {
     assert!(captions.iter().flatten().all(|caption| !caption.starts_with("The letter ")));
     let emoji = |unseen: bool| {
         let items = fixture().into_iter();
-        items.filter(move |item| (item.split == data::prepare::Split::Train) != unseen).map(|item| item.family)
+        items
+            .filter(move |item| (item.split == data::prepare::Split::Train) != unseen)
+            .map(|item| item.family)
     };
     // Neither collection trains on a concept that the other is scored on.
     assert!(emoji(true).all(|family| !families[0].contains(&family)));

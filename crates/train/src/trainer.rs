@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use collectives::ProcessGroup;
 use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
 
@@ -38,7 +39,7 @@ pub struct Trainer<'a> {
     /// Where snapshots go.
     pub checkpoints: Checkpoints,
     /// Scores the model on the selection splits; higher is better.
-    pub validate: &'a dyn Fn(&Stage) -> Validation,
+    pub validate: &'a dyn Fn(&Stage, &dyn ProcessGroup) -> Result<Validation, TrainError>,
     /// What is resumed.
     pub state: TrainState,
 }
@@ -76,7 +77,7 @@ impl Trainer<'_> {
             self.advance(&report, step_seconds);
             self.record(&report, step_seconds, data_wait_seconds);
             self.give_up_if_lost()?;
-            let improved = self.maybe_validate();
+            let improved = self.maybe_validate()?;
             self.maybe_save(improved, report.status.stop)?;
             if report.status.stop {
                 return Err(TrainError::Stopped {
@@ -160,14 +161,14 @@ impl Trainer<'_> {
         })
     }
 
-    /// True where this step is the best so far. Every rank computes the same score, so all agree.
-    fn maybe_validate(&mut self) -> bool {
+    /// True where this step is the best so far. Ranks share the work and get the same score, so all agree.
+    fn maybe_validate(&mut self) -> Result<bool, TrainError> {
         let every = self.plan.validate_every_steps;
         if every == 0 || (!self.state.step.is_multiple_of(every) && self.state.step != self.plan.steps) {
-            return false;
+            return Ok(false);
         }
-        let (stage, validate) = (&self.stage, self.validate);
-        let validation = self.optimizer.with_average(|| tch::no_grad(|| validate(stage)));
+        let (stage, validate, group) = (&self.stage, self.validate, self.session.group.as_ref());
+        let validation = self.optimizer.with_average(|| tch::no_grad(|| validate(stage, group)))?;
         let improved = self.state.best.is_none_or(|best| validation.score > best.score);
         if improved {
             self.state.best = Some(Best { step: self.state.step, score: validation.score });
@@ -177,7 +178,7 @@ impl Trainer<'_> {
             metrics: validation.metrics,
             ..StepRecord::new(self.plan.phase, RecordKind::Validation, self.state.step)
         });
-        improved
+        Ok(improved)
     }
 
     fn maybe_save(&mut self, improved: bool, stop: bool) -> Result<(), TrainError> {

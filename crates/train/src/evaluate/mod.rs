@@ -22,7 +22,7 @@ use crate::tensors::all_to_torch;
 
 use captions::Captions;
 use retrieval::{Retrieval, TwoWays};
-pub(crate) use retrieval::{by_itc, rerank};
+pub(crate) use retrieval::{rerank, reranked};
 pub(crate) use split::Split;
 
 /// What was measured on one split.

@@ -59,14 +59,6 @@ pub fn similarities(stage1: &Stage1, split: &Split, device: Device) -> Result<Te
     Ok(Tensor::cat(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Float))
 }
 
-/// Recalls by ITC only.
-///
-/// # Errors
-/// As [`similarities`].
-pub fn by_itc(stage1: &Stage1, split: &Split, device: Device) -> Result<TwoWays, TrainError> {
-    Ok(recalls(&similarities(stage1, split, device)?))
-}
-
 /// Recalls by ITC and after re-ranking the best `candidates` of each query; ranks share the pictures.
 ///
 /// # Errors
