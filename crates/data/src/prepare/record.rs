@@ -1,4 +1,4 @@
-//! `prepared.json`: what was made of what, so that a second preparation has nothing to do.
+//! `prepared.json` and its like: what was made of what, so that a second preparation has nothing to do.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,24 +7,49 @@ use serde::{Deserialize, Serialize};
 
 use super::error::PrepareError;
 use super::fetch::sha256;
-use super::package;
+use super::package::{self, Package};
 use super::shards::{self, Written};
 
-/// Name of the record inside the output folder.
-pub const RECORD: &str = "prepared.json";
 /// Raised when the same packages give other shards than before.
 const FORMAT: u32 = 1;
 
-/// What lies in an output folder.
+/// What is made at once, of its own packages.
+pub struct Part {
+    /// Name of its record inside the output folder.
+    pub record: &'static str,
+    /// What it is made of.
+    pub packages: &'static [Package],
+    /// Names of its sets.
+    pub sets: Vec<&'static str>,
+}
+
+impl Part {
+    /// The emoji, which are always made.
+    pub fn emoji() -> Self {
+        let sets = shards::SETS.iter().map(|set| set.name).collect();
+        Self { record: "prepared.json", packages: &package::DATA, sets }
+    }
+
+    /// Tux Paint's stamps.
+    pub fn tuxpaint() -> Self {
+        let sets = shards::TUXPAINT_SETS.iter().map(|(name, _)| *name).collect();
+        Self { record: "prepared_tuxpaint.json", packages: &[package::TUXPAINT], sets }
+    }
+
+    /// SHA-256 of each package, by file name.
+    fn digests(&self) -> BTreeMap<String, String> {
+        self.packages.iter().map(|package| (package.file.to_owned(), package.sha256.to_owned())).collect()
+    }
+}
+
+/// What lies of a part in an output folder.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     format: u32,
     /// SHA-256 of each package, by file name.
     packages: BTreeMap<String, String>,
-    /// The sets, in the order of [`shards::SETS`].
+    /// The sets, in the order of [`Part::sets`].
     sets: Vec<SetRecord>,
-    /// SHA-256 of the licence file.
-    licences: String,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +68,7 @@ struct ShardRecord {
 
 impl Record {
     /// Takes the digests of what was written below `out`.
-    pub fn take(out: &Path, written: &[Written], licences: &Path) -> Result<Self, PrepareError> {
+    pub fn take(part: &Part, out: &Path, written: &[Written]) -> Result<Self, PrepareError> {
         let digest = |path: &Path| sha256(path).map_err(PrepareError::io("read", path));
         let mut sets = Vec::new();
         for set in written {
@@ -54,28 +79,27 @@ impl Record {
             }
             sets.push(SetRecord { name: set.name.to_owned(), samples: set.samples, shards });
         }
-        Ok(Self { format: FORMAT, packages: packages(), sets, licences: digest(licences)? })
+        Ok(Self { format: FORMAT, packages: part.digests(), sets })
     }
 
-    /// Writes the record: the last file of a preparation.
-    pub fn write(&self, out: &Path) -> Result<(), PrepareError> {
-        shards::replace(&out.join(RECORD), |file| {
+    /// Writes the record, after everything that it tells of.
+    pub fn write(&self, part: &Part, out: &Path) -> Result<(), PrepareError> {
+        shards::replace(&out.join(part.record), |file| {
             serde_json::to_writer_pretty(&mut *file, self)?;
             writeln!(file)
         })
     }
 
-    /// The sets in `out` when they are all there, byte for byte, out of the packages of this version of blip2.
-    pub fn find(out: &Path, licences: &Path) -> Option<Vec<Written>> {
-        let record: Self = serde_json::from_slice(&std::fs::read(out.join(RECORD)).ok()?).ok()?;
+    /// The part's sets in `out` when they are all there, byte for byte, out of the packages of this version of blip2.
+    pub fn find(part: &Part, out: &Path) -> Option<Vec<Written>> {
+        let record: Self = serde_json::from_slice(&std::fs::read(out.join(part.record)).ok()?).ok()?;
         let is_current = record.format == FORMAT
-            && record.packages == packages()
-            && record.sets.len() == shards::SETS.len()
-            && sha256(licences).is_ok_and(|found| found == record.licences);
+            && record.packages == part.digests()
+            && record.sets.len() == part.sets.len();
         if !is_current {
             return None;
         }
-        shards::SETS.iter().zip(record.sets).map(|(set, found)| found.verified(set.name, out)).collect()
+        part.sets.iter().zip(record.sets).map(|(name, found)| found.verified(name, out)).collect()
     }
 }
 
@@ -93,10 +117,6 @@ impl SetRecord {
     }
 }
 
-fn packages() -> BTreeMap<String, String> {
-    package::DATA.iter().map(|package| (package.file.to_owned(), package.sha256.to_owned())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,24 +124,23 @@ mod tests {
     #[test]
     fn a_record_holds_until_a_byte_changes() {
         let dir = tempfile::tempdir().unwrap();
-        let licences = dir.path().join("LICENCES.md");
-        std::fs::write(&licences, "terms").unwrap();
-        let written: Vec<Written> = shards::SETS
+        let part = Part::emoji();
+        let written: Vec<Written> = part
+            .sets
             .iter()
-            .map(|set| {
-                let path = dir.path().join(format!("{}.tar", set.name));
-                std::fs::write(&path, set.name).unwrap();
-                Written { name: set.name, shards: vec![path], samples: 1 }
+            .map(|name| {
+                let path = dir.path().join(format!("{name}.tar"));
+                std::fs::write(&path, name).unwrap();
+                Written { name, shards: vec![path], samples: 1 }
             })
             .collect();
-        assert_eq!(Record::find(dir.path(), &licences), None);
-        Record::take(dir.path(), &written, &licences).unwrap().write(dir.path()).unwrap();
-        assert_eq!(Record::find(dir.path(), &licences), Some(written));
+        assert_eq!(Record::find(&part, dir.path()), None);
+        Record::take(&part, dir.path(), &written).unwrap().write(&part, dir.path()).unwrap();
+        assert_eq!(Record::find(&part, dir.path()), Some(written));
+        assert_eq!(Record::find(&Part::tuxpaint(), dir.path()), None);
         std::fs::write(dir.path().join("style.tar"), "other").unwrap();
-        assert_eq!(Record::find(dir.path(), &licences), None);
+        assert_eq!(Record::find(&part, dir.path()), None);
         std::fs::write(dir.path().join("style.tar"), "style").unwrap();
-        assert!(Record::find(dir.path(), &licences).is_some());
-        std::fs::write(&licences, "other terms").unwrap();
-        assert_eq!(Record::find(dir.path(), &licences), None);
+        assert!(Record::find(&part, dir.path()).is_some());
     }
 }

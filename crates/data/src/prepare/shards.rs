@@ -1,4 +1,4 @@
-//! Emoji become WebDataset shards: which sample goes where, and the bytes of a tar.
+//! Emoji and stamps become WebDataset shards: which sample goes where, and the bytes of a tar.
 
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::emoji::{Emoji, Style};
 use super::error::PrepareError;
 use super::family::Split;
+use super::tuxpaint::Stamp;
 
 /// Samples in one training shard at most, so that there are several.
 const MAX_SHARD_SAMPLES: usize = 700;
@@ -28,14 +29,9 @@ impl Set {
     const fn new(name: &'static str, split: Split, style: Style) -> Self {
         Self { name, split, style }
     }
-
-    /// Only what is trained on is cut into several shards.
-    fn numbered(self) -> bool {
-        self.name.starts_with("train")
-    }
 }
 
-/// Everything that is written. A concept of [`Split::Test`] is in no training shard, and nor is a Fluent picture.
+/// Everything that is made of emoji. A concept of [`Split::Test`] is in no training shard, and nor is a Fluent picture.
 pub const SETS: [Set; 9] = [
     Set::new("train-google", Split::Train, Style::Google),
     Set::new("train-twitter", Split::Train, Style::Twitter),
@@ -60,27 +56,16 @@ pub struct Written {
     pub samples: usize,
 }
 
-/// Writes the shards of `set` into `dir`, each whole under its name or not at all.
-pub fn write(set: Set, emoji: &[Emoji], dir: &Path) -> Result<Written, PrepareError> {
-    let members: Vec<&Emoji> = emoji.iter().filter(|emoji| emoji.item.split == set.split).collect();
-    let size = if set.numbered() { shard_size(members.len()) } else { members.len().max(1) };
-    let mut shards = Vec::new();
-    for (number, chunk) in members.chunks(size).enumerate() {
-        let name = if set.numbered() {
-            format!("{}-{number:06}.tar", set.name)
-        } else {
-            format!("{}.tar", set.name)
-        };
-        let path = dir.join(name);
-        replace(&path, |file| write_tar(chunk, set.style, file))?;
-        shards.push(path);
-    }
-    Ok(Written { name: set.name, shards, samples: members.len() })
-}
+/// The sets of stamps (Tux Paint), by the same rule as emoji: a concept is on the same side in both.
+pub const TUXPAINT_SETS: [(&str, Split); 3] =
+    [("train-tuxpaint", Split::Train), ("val_tuxpaint", Split::Val), ("concept_tuxpaint", Split::Test)];
 
-/// The size that spreads `samples` evenly over as few shards as [`MAX_SHARD_SAMPLES`] allows.
-fn shard_size(samples: usize) -> usize {
-    samples.div_ceil(samples.div_ceil(MAX_SHARD_SAMPLES).max(1)).max(1)
+/// One sample as it is written: `KEY.EXTENSION`, then `KEY.json`.
+pub struct Sample<'a> {
+    key: String,
+    extension: &'static str,
+    picture: Option<&'a Vec<u8>>,
+    sidecar: Sidecar<'a>,
 }
 
 /// A sample's `.json`. The reader knows `caption` and `tags`; the rest says where the picture is from.
@@ -88,20 +73,80 @@ fn shard_size(samples: usize) -> usize {
 struct Sidecar<'a> {
     caption: &'a str,
     tags: &'a [String],
-    hexcode: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hexcode: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
     style: &'static str,
 }
 
-/// `KEY.png` or `KEY.webp`, then `KEY.json`, for each emoji; the same bytes for the same emoji on any machine.
-fn write_tar(emoji: &[&Emoji], style: Style, sink: &mut dyn Write) -> io::Result<()> {
-    let mut tar = tar::Builder::new(sink);
-    for emoji in emoji {
-        let picture = emoji.pictures.get(&style).ok_or_else(|| io::Error::other("a picture is missing"))?;
+/// The samples of `set`.
+pub fn emoji_samples(set: Set, emoji: &[Emoji]) -> impl Iterator<Item = Sample<'_>> {
+    emoji.iter().filter(move |emoji| emoji.item.split == set.split).map(move |emoji| {
         let Emoji { item, tags, .. } = emoji;
-        let sidecar = Sidecar { caption: &item.caption, tags, hexcode: &item.hexcode, style: style.name() };
-        let key = emoji.key(style);
-        append(&mut tar, &format!("{key}.{}", style.extension()), picture)?;
-        append(&mut tar, &format!("{key}.json"), &serde_json::to_vec(&sidecar)?)?;
+        Sample {
+            key: emoji.key(set.style),
+            extension: set.style.extension(),
+            picture: emoji.pictures.get(&set.style),
+            sidecar: Sidecar {
+                caption: &item.caption,
+                tags,
+                hexcode: Some(&item.hexcode),
+                path: None,
+                style: set.style.name(),
+            },
+        }
+    })
+}
+
+/// The samples of a split of stamps.
+pub fn stamp_samples(split: Split, stamps: &[Stamp]) -> impl Iterator<Item = Sample<'_>> {
+    stamps.iter().filter(move |stamp| stamp.split == split).map(|stamp| Sample {
+        key: stamp.key(),
+        extension: "png",
+        picture: Some(&stamp.picture),
+        sidecar: Sidecar {
+            caption: &stamp.caption,
+            tags: &[],
+            hexcode: None,
+            path: Some(&stamp.path),
+            style: "tuxpaint",
+        },
+    })
+}
+
+/// Writes the shards of the set `name` into `dir`, each whole under its name or not at all.
+pub fn write<'a>(
+    name: &'static str,
+    samples: impl Iterator<Item = Sample<'a>>,
+    dir: &Path,
+) -> Result<Written, PrepareError> {
+    let samples: Vec<Sample<'_>> = samples.collect();
+    // Only what is trained on is cut into several shards.
+    let is_numbered = name.starts_with("train");
+    let size = if is_numbered { shard_size(samples.len()) } else { samples.len().max(1) };
+    let mut shards = Vec::new();
+    for (number, chunk) in samples.chunks(size).enumerate() {
+        let path =
+            dir.join(if is_numbered { format!("{name}-{number:06}.tar") } else { format!("{name}.tar") });
+        replace(&path, |file| write_tar(chunk, file))?;
+        shards.push(path);
+    }
+    Ok(Written { name, shards, samples: samples.len() })
+}
+
+/// The size that spreads `samples` evenly over as few shards as [`MAX_SHARD_SAMPLES`] allows.
+fn shard_size(samples: usize) -> usize {
+    samples.div_ceil(samples.div_ceil(MAX_SHARD_SAMPLES).max(1)).max(1)
+}
+
+/// Picture and sidecar of each sample; the same bytes for the same samples on any machine.
+fn write_tar(samples: &[Sample<'_>], sink: &mut dyn Write) -> io::Result<()> {
+    let mut tar = tar::Builder::new(sink);
+    for Sample { key, extension, picture, sidecar } in samples {
+        let picture = picture.ok_or_else(|| io::Error::other("a picture is missing"))?;
+        append(&mut tar, &format!("{key}.{extension}"), picture)?;
+        append(&mut tar, &format!("{key}.json"), &serde_json::to_vec(sidecar)?)?;
     }
     tar.finish()
 }
@@ -163,7 +208,8 @@ mod tests {
             .map(|number| emoji(0x1f600 + number, if number < 4 { Split::Train } else { Split::Test }))
             .collect();
         let dir = tempfile::tempdir().unwrap();
-        let written = write(Set::new("both", Split::Test, Style::Fluent), &all, dir.path()).unwrap();
+        let set = Set::new("both", Split::Test, Style::Fluent);
+        let written = write(set.name, emoji_samples(set, &all), dir.path()).unwrap();
         assert_eq!(written.shards, [dir.path().join("both.tar")]);
         let index = Index::open(&[written.shards[0].display().to_string()]).unwrap();
         assert_eq!((index.len(), index.problems().total()), (2, 0));
@@ -181,9 +227,9 @@ mod tests {
         assert_eq!([0, 1, 700, 701, 1364].map(shard_size), [1, 1, 700, 351, 682]);
         let all: Vec<Emoji> = (0..701).map(|number| emoji(number, Split::Train)).collect();
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let written = write(SETS[0], &all, first.path()).unwrap();
+        let written = write("train-google", emoji_samples(SETS[0], &all), first.path()).unwrap();
         assert_eq!(written.samples, 701);
-        write(SETS[0], &all, second.path()).unwrap();
+        write("train-google", emoji_samples(SETS[0], &all), second.path()).unwrap();
         for name in ["train-google-000000.tar", "train-google-000001.tar"] {
             let bytes = std::fs::read(first.path().join(name)).unwrap();
             assert_eq!(bytes, std::fs::read(second.path().join(name)).unwrap());

@@ -1,4 +1,4 @@
-//! Members of an npm package: a gzipped tar, every path below `package/`.
+//! Members of a tar, and of an npm package: a gzipped tar, every path below `package/`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,18 +12,31 @@ use super::error::PrepareError;
 /// No file of these packages that is used comes near this size.
 const MAX_MEMBER_BYTES: u64 = 32 << 20;
 
-/// The files of the package at `path` that `wanted` accepts, by their path below `package/`.
-pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u8>>, PrepareError> {
+/// Files by their path below a folder.
+pub type Members = BTreeMap<String, Vec<u8>>;
+
+/// The files of the npm package at `path` that `wanted` accepts, by their path below `package/`.
+pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Members, PrepareError> {
     let file = File::open(path).map_err(PrepareError::io("open", path))?;
+    members(&mut GzDecoder::new(file), "package/", path, wanted)
+}
+
+/// The files of a tar below `folder` that `wanted` accepts, by their path below it; `path` is for errors.
+pub fn members(
+    tar: &mut dyn Read,
+    folder: &str,
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Members, PrepareError> {
     let damaged = |error: std::io::Error| PrepareError::Package {
         path: path.to_path_buf(),
         problem: format!("it cannot be unpacked: {error}"),
     };
-    let mut members = BTreeMap::new();
-    for entry in tar::Archive::new(GzDecoder::new(file)).entries().map_err(damaged)? {
+    let mut members = Members::new();
+    for entry in tar::Archive::new(tar).entries().map_err(damaged)? {
         let entry = entry.map_err(damaged)?;
         let full = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let Some(name) = full.strip_prefix("package/").filter(|name| wanted(name)) else { continue };
+        let Some(name) = full.strip_prefix(folder).filter(|name| wanted(name)) else { continue };
         if !entry.header().entry_type().is_file() {
             continue;
         }

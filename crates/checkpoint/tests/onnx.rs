@@ -1,0 +1,166 @@
+//! ONNX files written here field by field, whole and damaged.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::PathBuf;
+
+use checkpoint::foreign::onnx::{Node, OnnxFile};
+use checkpoint::{Dtype, HostTensor};
+use proptest::prelude::*;
+
+fn number(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 0x7f {
+        bytes.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+fn int(field: u64, value: u64) -> Vec<u8> {
+    [number(field << 3), number(value)].concat()
+}
+
+fn bytes(field: u64, value: &[u8]) -> Vec<u8> {
+    [&number(field << 3 | 2)[..], &number(value.len() as u64), value].concat()
+}
+
+fn node(name: &str, op_type: &str, inputs: &[&str]) -> Vec<u8> {
+    let inputs: Vec<u8> = inputs.iter().flat_map(|input| bytes(1, input.as_bytes())).collect();
+    // an attribute (5) lies between what is read
+    bytes(
+        1,
+        &[inputs, bytes(3, name.as_bytes()), bytes(5, b"\x0a\x01a"), bytes(4, op_type.as_bytes())].concat(),
+    )
+}
+
+fn tensor(name: &str, kind: u64, sizes: &[u64], raw: &[u8]) -> Vec<u8> {
+    let sizes: Vec<u8> = sizes.iter().flat_map(|size| int(1, *size)).collect();
+    bytes(5, &[sizes, int(2, kind), bytes(8, name.as_bytes()), bytes(9, raw)].concat())
+}
+
+/// A model of IR version 7 with a producer's name, and these parts of a graph.
+fn model(parts: &[Vec<u8>]) -> Vec<u8> {
+    [int(1, 7), bytes(2, b"test"), bytes(7, &parts.concat()), bytes(8, &int(2, 14))].concat()
+}
+
+fn floats() -> Vec<u8> {
+    (0..6).flat_map(|value| (value as f32).to_le_bytes()).collect()
+}
+
+fn whole() -> Vec<u8> {
+    model(&[
+        node("/layer/MatMul", "MatMul", &["x", "onnx::MatMul_1"]),
+        node("", "Relu", &["/layer/MatMul_output_0"]),
+        bytes(2, b"main"),
+        tensor("onnx::MatMul_1", 1, &[2, 3], &floats()),
+        tensor("half", 10, &[], &[0x00, 0x3c]),
+    ])
+}
+
+fn open(bytes: &[u8]) -> Result<OnnxFile, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().join("a.onnx");
+    std::fs::write(&path, bytes).unwrap();
+    OnnxFile::open(&path).map_err(|error| error.to_string())
+}
+
+#[test]
+fn tensors_and_nodes_come_out() {
+    let mut file = open(&whole()).unwrap();
+    assert_eq!(file.names().collect::<Vec<_>>(), ["half", "onnx::MatMul_1"]);
+    assert_eq!(file.info("half"), Some((Dtype::F16, &[][..])));
+    let expected = HostTensor::from_f32(&[2, 3], &[0., 1., 2., 3., 4., 5.]).unwrap();
+    assert_eq!(file.read("onnx::MatMul_1").unwrap(), Some(expected));
+    assert_eq!(file.read("x").unwrap(), None);
+    let inputs = vec!["x".to_owned(), "onnx::MatMul_1".to_owned()];
+    let node = Node { op_type: "MatMul".to_owned(), inputs };
+    assert_eq!(file.nodes().collect::<Vec<_>>(), [("/layer/MatMul", &node)]);
+}
+
+#[test]
+fn packed_sizes_are_the_same_sizes() {
+    let packed = bytes(1, &[number(2), number(3)].concat());
+    let parts = [packed, int(2, 1), bytes(8, b"t"), bytes(9, &floats())].concat();
+    let file = open(&model(&[bytes(5, &parts)])).unwrap();
+    assert_eq!(file.info("t"), Some((Dtype::F32, &[2, 3][..])));
+}
+
+#[test]
+fn what_is_not_read_is_refused_by_its_name() {
+    let outside = [bytes(8, b"far"), int(2, 1), int(1, 6), int(14, 1), bytes(13, b"")].concat();
+    let typed = [bytes(8, b"typed"), int(2, 1), int(1, 1), bytes(4, &1f32.to_le_bytes())].concat();
+    let packed_too_far = [bytes(8, b"t"), int(2, 1), bytes(1, &[0x80])].concat();
+    let far = [bytes(5, &packed_too_far), bytes(2, b"main")];
+    let cases: [(Vec<u8>, &str); 12] = [
+        (Vec::new(), "no graph"),
+        (int(1, 7), "no graph"),
+        ([model(&[]), model(&[])].concat(), "more than one graph"),
+        (model(&[bytes(5, &outside)]), "far keeps values in field"),
+        (model(&[bytes(5, &typed)]), "typed keeps values in field 4"),
+        (model(&far), "past the end"),
+        (model(&[tensor("t", 8, &[1], b"a")]), "of ONNX type 8"),
+        (model(&[tensor("t", 1, &[7], &floats())]), "24 bytes for sizes [7]"),
+        (model(&[tensor("t", 1, &[1 << 40, 1 << 40], &floats())]), "24 bytes for sizes"),
+        (model(&[tensor("t", 1, &[6], &floats()), tensor("t", 1, &[6], &floats())]), "two tensors"),
+        (model(&[node("n", "Add", &[]), node("n", "Add", &[])]), "two nodes"),
+        (model(&[bytes(15, b"")]), "sparse"),
+    ];
+    for (file, word) in cases {
+        let error = open(&file).unwrap_err();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn a_length_that_lies_is_refused_before_anything_is_allocated() {
+    let graph = |len: u64| [number(7 << 3 | 2), number(len)].concat();
+    for file in [graph(u64::MAX), graph(1 << 40), vec![0x3a, 0xff], vec![0xff; 11], vec![0x3b], vec![0x02]] {
+        assert!(open(&file).is_err(), "{file:?}");
+    }
+    // The tensor's bytes may not reach out of the tensor, though the file goes on.
+    let cut = [number(5 << 3 | 2), number(4), number(9 << 3 | 2), number(20), vec![0; 20]].concat();
+    assert!(open(&model(&[cut])).unwrap_err().contains("past the end of its message"));
+}
+
+fn assert_fits(bytes: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(mut file) = open(bytes) {
+        let names: Vec<String> = file.names().map(str::to_owned).collect();
+        for name in names {
+            // The file is gone from its folder, but still open.
+            let tensor = file.read(&name).unwrap().unwrap();
+            prop_assert!(tensor.bytes.len() <= bytes.len());
+            prop_assert_eq!(tensor.shape.iter().product::<usize>() * tensor.dtype.size(), tensor.bytes.len());
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        assert_fits(&bytes)?;
+        // the same as a graph, as a node and as a tensor
+        for field in [1, 5] {
+            assert_fits(&model(&[self::bytes(field, &bytes)]))?;
+        }
+        assert_fits(&model(&[bytes]))?;
+    }
+
+    #[test]
+    fn damaged_files_are_read_or_refused(
+        cut in 0usize..300, flips in prop::collection::vec((0usize..300, any::<u8>()), 0..4),
+    ) {
+        let mut bytes = whole();
+        if flips.is_empty() {
+            bytes.truncate(cut);
+        }
+        let len = bytes.len().max(1);
+        for (at, value) in flips {
+            if let Some(byte) = bytes.get_mut(at % len) {
+                *byte = value;
+            }
+        }
+        assert_fits(&bytes)?;
+    }
+}
