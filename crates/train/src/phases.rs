@@ -250,7 +250,9 @@ fn selection_score(
     if let Stage::One(stage1, _) = stage {
         for split in splits.iter().filter(|split| split.select) {
             let found = evaluate::reranked(stage1, split, candidates, group, &|_| Ok(()))?;
-            for (way, itc, itm) in [("i2t", found.itc.i2t, found.itm.i2t), ("t2i", found.itc.t2i, found.itm.t2i)] {
+            for (way, itc, itm) in
+                [("i2t", found.itc.i2t, found.itm.i2t), ("t2i", found.itc.t2i, found.itm.t2i)]
+            {
                 metrics.insert(format!("{}_itc_{way}_r1", split.name), itc.r1);
                 metrics.insert(format!("{}_{way}_r1", split.name), itm.r1);
                 metrics.insert(format!("{}_{way}_r10", split.name), itm.r10);
