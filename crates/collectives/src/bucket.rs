@@ -40,6 +40,15 @@ fn buckets(tensors: &[Tensor], limit: usize) -> impl Iterator<Item = &[Tensor]> 
 }
 
 fn reduce(group: &dyn ProcessGroup, bucket: &[Tensor]) -> Result<(), CommError> {
+    if let [alone] = bucket
+        && alone.is_contiguous()
+    {
+        // A large tensor is a message already: it is reduced where it lies.
+        let mut message = alone.detach();
+        group.all_reduce_sum(&mut message)?;
+        let _ = message.g_div_scalar_(group.world_size() as f64);
+        return Ok(());
+    }
     let flat: Vec<Tensor> = bucket.iter().map(|tensor| tensor.detach().reshape([-1])).collect();
     let mut message = Tensor::cat(&flat, 0);
     group.all_reduce_sum(&mut message)?;

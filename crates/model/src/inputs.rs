@@ -130,6 +130,9 @@ pub struct Stage1Inputs {
     pub image: Tensor,
     /// The captions, `[B, T]`.
     pub text: TextInput,
+    /// Which concept each pair shows, `[B]`, int64: pairs of one concept are no negatives of each other (LAVIS's `image_id`).
+    /// Without, each pair is a concept of its own.
+    pub concepts: Option<Tensor>,
     /// Negatives of ITM.
     pub negatives: Negatives,
 }

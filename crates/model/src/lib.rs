@@ -6,6 +6,7 @@
 //! Letters in shape comments: B batch, Q query tokens, P image tokens, T text tokens, D hidden size of the Q-Former,
 //! V width of the image encoder, E width of the contrastive space, H heads, K head size, W ranks.
 
+mod contrast;
 mod dropout;
 mod exchange;
 mod inputs;

@@ -16,15 +16,13 @@ pub enum NegativeWeighting {
     SoftmaxPlusEps,
 }
 
-/// Chances (not normalised) of each column to be drawn as the row's negative, `[B, W * B]`; `own` is never drawn.
-pub fn negative_weights(weighting: NegativeWeighting, sim: &Tensor, own: &Tensor) -> Tensor {
-    let own = own.unsqueeze(1);
+/// Chances (not normalised) of each column to be drawn as the row's negative, `[B, W * B]`; where `matches` (boolean, as
+/// large) is true the column is never drawn.
+pub fn negative_weights(weighting: NegativeWeighting, sim: &Tensor, matches: &Tensor) -> Tensor {
     match weighting {
-        NegativeWeighting::MaskedSoftmax => {
-            sim.detach().scatter_value(1, &own, NEVER).softmax(-1, Kind::Float)
-        }
+        NegativeWeighting::MaskedSoftmax => sim.detach().masked_fill(matches, NEVER).softmax(-1, Kind::Float),
         NegativeWeighting::SoftmaxPlusEps => {
-            (sim.detach().softmax(-1, Kind::Float) + 1e-4).scatter_value(1, &own, 0.0)
+            (sim.detach().softmax(-1, Kind::Float) + 1e-4).masked_fill(matches, 0.0)
         }
     }
 }
@@ -49,7 +47,7 @@ mod tests {
     #[test]
     fn the_own_pair_is_never_drawn_and_the_rest_by_weight() {
         let sim = Tensor::from_slice(&[9f32, 1.0, 1.0, 0.0, 9.0, 3.0]).view([2, 3]);
-        let own = Tensor::from_slice(&[0i64, 1]);
+        let own = Tensor::eye_m(2, 3, (Kind::Bool, tch::Device::Cpu));
         for weighting in [NegativeWeighting::MaskedSoftmax, NegativeWeighting::SoftmaxPlusEps] {
             let weights = negative_weights(weighting, &sim, &own);
             assert_eq!(

@@ -7,13 +7,14 @@ use collectives::{CommError, ProcessGroup};
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Reduction, Tensor, no_grad};
 
+use crate::contrast::{Itc, contrast};
 use crate::exchange::{fetch_images, gather_texts};
 use crate::inputs::{Negatives, Stage1Inputs, TextInput, count};
 use crate::negatives::{NegativeWeighting, draw, negative_weights};
 use crate::qformer::{ImageContext, Packing, Qformer, QformerConfig, QueryCache, layer_norm};
 
 /// Of ITC and ITG (spec 3.1, 3.3).
-const LABEL_SMOOTHING: f64 = 0.1;
+pub(crate) const LABEL_SMOOTHING: f64 = 0.1;
 /// A label that is not scored.
 const NO_LABEL: i64 = -100;
 /// Standard deviation of the fresh ITM head.
@@ -99,13 +100,6 @@ pub struct EncodedImages {
     context: ImageContext,
 }
 
-struct Itc {
-    loss: Tensor,
-    recall: Tensor,
-    sim_i2t: Tensor,
-    sim_t2i: Tensor,
-}
-
 /// Q-Former, heads and the LayerNorm of the image features: all that is trained.
 #[derive(Debug)]
 pub struct Stage1 {
@@ -123,7 +117,10 @@ impl Stage1 {
     #[must_use]
     pub fn new(p: &Path, config: &Stage1Config) -> Self {
         let (d, v) = (config.qformer.hidden_size, config.qformer.encoder_hidden_size);
-        let head = |name: &str, to: i64| nn::linear(p / name, d, to, nn::LinearConfig::default());
+        // PyTorch's default for linear layers, U(±1 / sqrt(in)) (spec 2.7); tch's default is 2.4 times as wide.
+        let uniform = nn::Init::Uniform { lo: -(d as f64).powf(-0.5), up: (d as f64).powf(-0.5) };
+        let plain = nn::LinearConfig { ws_init: uniform, bs_init: Some(uniform), bias: true };
+        let head = |name: &str, to: i64| nn::linear(p / name, d, to, plain);
         // Small, so that ITM starts at ln 2 whatever the size of the states is.
         let small = nn::LinearConfig {
             ws_init: nn::Init::Randn { mean: 0.0, stdev: ITM_HEAD_STDEV },
@@ -175,9 +172,11 @@ impl Stage1 {
         let class_states = text_states.index_select(0, &packing.first_tokens());
         let text_feats = normalise(&self.text_projection.forward(&class_states));
         // Similarities are divided by a small temperature: bf16's three digits are too few for them.
-        let itc = torch_bridge::autocast(device, None, || self.itc(&image_feats, &text_feats, group))?;
+        let itc = torch_bridge::autocast(device, None, || {
+            contrast(&image_feats, &text_feats, inputs.concepts.as_ref(), &self.temperature, group)
+        })?;
 
-        let (neg_images, neg_texts) = self.negatives(&inputs.negatives, &itc, group);
+        let (neg_images, neg_texts) = self.negatives(&inputs.negatives, &itc);
         let texts = gather_texts(&inputs.text, group)?;
         let hard = Hard {
             images: self.with_hard_images(inputs, &images, &neg_images, group)?,
@@ -212,36 +211,14 @@ impl Stage1 {
         Ok((losses, trace))
     }
 
-    /// Spec 3.1. What comes from the other side is a gathered copy without gradient, in a world of one too.
-    fn itc(&self, images: &Tensor, texts: &Tensor, group: &dyn ProcessGroup) -> Result<Itc, CommError> {
-        let all_images = group.all_gather(&images.detach())?; // [W * B, Q, E]
-        let all_texts = group.all_gather(&texts.detach())?; // [W * B, E]
-        let batch = texts.size()[0];
-        // [B, Q, E] x [E, W * B] > [B, Q, W * B]; the best query speaks for the image.
-        let sim_i2t = images.matmul(&all_texts.tr()).amax([1], false) / &self.temperature;
-        // [B, E] x [E, W * B * Q] > [B, W * B, Q]
-        let by_query = texts.matmul(&all_images.flatten(0, 1).tr());
-        let sim_t2i = by_query.view([batch, -1, images.size()[1]]).amax([2], false) / &self.temperature;
-        let own = own_pairs(batch, group);
-        let cross_entropy = |sim: &Tensor| {
-            sim.cross_entropy_loss::<Tensor>(&own, None, Reduction::Mean, NO_LABEL, LABEL_SMOOTHING)
-        };
-        Ok(Itc {
-            loss: (cross_entropy(&sim_i2t) + cross_entropy(&sim_t2i)) / 2.0,
-            recall: sim_i2t.argmax(1, false).eq_tensor(&own).to_kind(Kind::Float).mean(Kind::Float),
-            sim_i2t,
-            sim_t2i,
-        })
-    }
-
     /// Global indices of the image drawn for each text and of the text drawn for each image, `[B]` each.
-    fn negatives(&self, negatives: &Negatives, itc: &Itc, group: &dyn ProcessGroup) -> (Tensor, Tensor) {
+    fn negatives(&self, negatives: &Negatives, itc: &Itc) -> (Tensor, Tensor) {
         match negatives {
             Negatives::Given { images, texts } => (images.shallow_clone(), texts.shallow_clone()),
             Negatives::Drawn { uniforms } => no_grad(|| {
-                let own = own_pairs(itc.sim_i2t.size()[0], group);
+                let weighting = self.config.negative_weighting;
                 let draw = |sim: &Tensor, which: i64| {
-                    draw(&negative_weights(self.config.negative_weighting, sim, &own), &uniforms.get(which))
+                    draw(&negative_weights(weighting, sim, &itc.matches), &uniforms.get(which))
                 };
                 (draw(&itc.sim_t2i, 0), draw(&itc.sim_i2t, 1))
             }),
@@ -384,9 +361,4 @@ fn normalise(x: &Tensor) -> Tensor {
     let x = x.to_kind(Kind::Float);
     let norm = x.norm_scalaropt_dim(2, [-1i64].as_slice(), true).clamp_min(1e-12);
     x / norm
-}
-
-/// The column of each own pair in the global batch, `[B]`.
-fn own_pairs(batch: i64, group: &dyn ProcessGroup) -> Tensor {
-    Tensor::arange(batch, (Kind::Int64, group.device())) + group.rank() as i64 * batch
 }

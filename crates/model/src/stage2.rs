@@ -18,6 +18,8 @@ pub struct Stage2 {
     qformer: Qformer,
     language_projection: nn::Linear,
     language_model: Rc<LanguageModel>,
+    /// Ids of what the language model reads before the image, `[O]`; may be empty.
+    opening: Tensor,
 }
 
 /// What the loss was computed from, for comparison with reference cases.
@@ -27,18 +29,26 @@ pub struct Stage2Trace {
     pub image_embeds: Tensor,
     /// Query states, `[B, Q, D]`.
     pub query_output: Tensor,
-    /// The soft prompt, `[B, Q, L]` with L the language model's width.
+    /// Embedded opening and soft prompt, `[B, O + Q, L]` with L the language model's width.
     pub prompt: Tensor,
-    /// The language model's last states, `[B, Q + T, L]`.
+    /// The language model's last states, `[B, O + Q + T, L]`.
     pub hidden: Tensor,
 }
 
 impl Stage2 {
-    /// Fresh weights under Hugging Face's names (`Blip2ForConditionalGeneration`); `config.text` must be `None`.
+    /// Fresh weights under Hugging Face's names (`Blip2ForConditionalGeneration`); `config.text` must be `None`. `opening`: ids
+    /// of what the language model reads before the image (LAVIS: nothing; a chat model: the start of the user's turn).
     #[must_use]
-    pub fn new(p: &Path, config: &QformerConfig, language_model: Rc<LanguageModel>) -> Self {
+    pub fn new(p: &Path, config: &QformerConfig, language_model: Rc<LanguageModel>, opening: &[i64]) -> Self {
         let to = language_model.hidden_size();
-        let projection = nn::LinearConfig::default();
+        // A query's state has about unit variance: the soft prompt starts as large as words are. With the usual
+        // initialisation it is several times larger, and a small language model does not find back from that.
+        let stdev = language_model.word_rms() / (config.hidden_size as f64).sqrt();
+        let projection = nn::LinearConfig {
+            ws_init: nn::Init::Randn { mean: 0.0, stdev },
+            bs_init: Some(nn::Init::Const(0.0)),
+            bias: true,
+        };
         Self {
             image_norm: layer_norm(
                 p / "vision_model" / "post_layernorm",
@@ -48,6 +58,7 @@ impl Stage2 {
             qformer: Qformer::new(p, config),
             language_projection: nn::linear(p / "language_projection", config.hidden_size, to, projection),
             language_model,
+            opening: Tensor::from_slice(opening).to_device(p.device()),
         }
     }
 
@@ -61,15 +72,15 @@ impl Stage2 {
     pub fn forward(&self, inputs: &Stage2Inputs, train: bool) -> (Tensor, i64, Stage2Trace) {
         let (prompt, image_embeds, query_output) = self.soft_prompt(&inputs.image, train);
         let text = &inputs.text;
-        let queries = prompt.size()[1];
+        let before = prompt.size()[1];
         let words = self.language_model.embed(&text.ids);
-        let embeds = Tensor::cat(&[&prompt.to_kind(words.kind()), &words], 1); // [B, Q + T, L]
-        let ones = text.mask.new_ones([prompt.size()[0], queries], (Kind::Int64, text.mask.device()));
+        let embeds = Tensor::cat(&[&prompt, &words], 1); // [B, O + Q + T, L]
+        let ones = text.mask.new_ones([prompt.size()[0], before], (Kind::Int64, text.mask.device()));
         let mask = Tensor::cat(&[&ones, &text.mask], 1);
         let hidden = self.language_model.forward(&embeds, &mask, None);
         // The state before a token predicts it: the last query's the first token of the text. The head, the widest
         // matrix of all, runs on those states only.
-        let predicting = hidden.narrow(1, queries - 1, text.ids.size()[1]).flatten(0, 1);
+        let predicting = hidden.narrow(1, before - 1, text.ids.size()[1]).flatten(0, 1);
         let labels = text.labels.reshape([-1]);
         let scored = labels.ne(LmText::IGNORED).nonzero().view([-1]);
         let logits = self.language_model.logits(&predicting.index_select(0, &scored)).to_kind(Kind::Float);
@@ -78,12 +89,15 @@ impl Stage2 {
         (loss, scored.size()[0], Stage2Trace { image_embeds, query_output, prompt, hidden })
     }
 
-    /// Raw features `[B, P, V]` > soft prompt `[B, Q, L]`, with the states on the way.
+    /// Raw features `[B, P, V]` > what stands before the text, `[B, O + Q, L]`, with the states on the way.
     fn soft_prompt(&self, features: &Tensor, train: bool) -> (Tensor, Tensor, Tensor) {
         let image = self.image_norm.forward(features);
         let context = self.qformer.image_context(&image);
         let (queries, _) = self.qformer.encode_queries(&context, train);
-        (self.language_projection.forward(&queries), image, queries)
+        let soft = self.language_projection.forward(&queries).to_kind(Kind::Float);
+        let opening = self.language_model.embed(&self.opening.unsqueeze(0)); // [1, O, L]
+        let opening = opening.expand([soft.size()[0], -1, -1], false);
+        (Tensor::cat(&[&opening, &soft], 1), image, queries)
     }
 
     /// Greedy captions of images (`[B, P, V]`, raw): new token ids up to the first of `end`, which is not included.
@@ -100,7 +114,7 @@ impl Stage2 {
             let batch = soft.size()[0];
             let ids = Tensor::from_slice(prompt).to_device(soft.device()).unsqueeze(0).repeat([batch, 1]);
             let words = self.language_model.embed(&ids); // [B, 0, L] without a prompt
-            let embeds = Tensor::cat(&[&soft.to_kind(words.kind()), &words], 1);
+            let embeds = Tensor::cat(&[&soft, &words], 1);
             let mask = Tensor::ones([batch, embeds.size()[1]], (Kind::Int64, embeds.device()));
             language::greedy(&self.language_model, &embeds, &mask, max_new_tokens, end)
         })

@@ -34,7 +34,7 @@ extern "C" {
 // The same fields as `AdamWStep` in src/adamw.rs.
 struct BridgeAdamWStep {
   uint64_t step;
-  double lr, beta1, beta2, eps, weight_decay;
+  double lr, beta1, beta2, eps, weight_decay, grad_divisor;
 };
 
 int bridge_fused_adamw(
@@ -64,9 +64,17 @@ int bridge_fused_adamw(
     // The kernels only read the step, so all parameters share one.
     const auto options = params[0].options().dtype(at::kFloat).requires_grad(false);
     const std::vector<at::Tensor> steps(count, at::full({}, static_cast<double>(hyper->step), options));
+    std::optional<at::Tensor> divisor;
+    if (hyper->grad_divisor != 1.0) divisor = at::full({}, hyper->grad_divisor, options);
     at::_fused_adamw_(
         params, grads, averages, squares, /*max_exp_avg_sqs=*/{}, steps, hyper->lr, hyper->beta1, hyper->beta2,
-        hyper->weight_decay, hyper->eps, /*amsgrad=*/false, /*maximize=*/false);
+        hyper->weight_decay, hyper->eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/divisor);
+  });
+}
+
+int bridge_drop_gradients(const at::Tensor* const* parameters, size_t count, char** message) {
+  return bridge::guarded(message, [&] {
+    for (size_t i = 0; i < count; ++i) parameters[i]->mutable_grad().reset();
   });
 }
 

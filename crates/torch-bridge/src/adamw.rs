@@ -22,6 +22,8 @@ pub struct AdamWStep {
     pub eps: f64,
     /// Decoupled weight decay: weights shrink by `1 - lr * weight_decay` first.
     pub weight_decay: f64,
+    /// Gradients are divided by this on the way: 1, or what clipping asks for. It saves a pass over all of them.
+    pub grad_divisor: f64,
 }
 
 /// Updates `params`, `exp_avg` and `exp_avg_sq` in place, all in one call, outside autograd.
@@ -60,6 +62,21 @@ pub fn fused_adamw(
         )
     });
     if let Err(error) = updated {
+        panic!("{error}");
+    }
+}
+
+/// Forgets the gradients of `params`: the next backward pass then puts its own in their place, where after zeroing it
+/// would have to add to them. All of the memory is read and written twice less.
+///
+/// # Panics
+/// Never for tensors that live.
+pub fn drop_gradients(params: &[Tensor]) {
+    let params = pointers(params);
+    // SAFETY: a list of `params.len()` live tensors, of which the shim keeps no pointer.
+    let dropped =
+        checked(|message| unsafe { sys::bridge_drop_gradients(params.as_ptr(), params.len(), message) });
+    if let Err(error) = dropped {
         panic!("{error}");
     }
 }

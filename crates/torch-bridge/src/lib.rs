@@ -13,7 +13,7 @@ mod group;
 mod store;
 mod sys;
 
-pub use adamw::{AdamWStep, fused_adamw};
+pub use adamw::{AdamWStep, drop_gradients, fused_adamw};
 pub use allocator::keep_freed_memory;
 pub use autocast::autocast;
 pub use cpu::cpu_has_fast_bf16;

@@ -44,6 +44,12 @@ unsafe extern "C" {
         message: *mut *mut c_char,
     ) -> c_int;
 
+    pub(crate) fn bridge_drop_gradients(
+        parameters: *const *const C_tensor,
+        count: usize,
+        message: *mut *mut c_char,
+    ) -> c_int;
+
     pub(crate) fn bridge_autocast_enter(
         device_type: c_int,
         dtype: c_int,

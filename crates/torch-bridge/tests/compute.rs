@@ -36,6 +36,7 @@ fn fused_adamw_follows_the_formula() {
             beta2: 0.98,
             eps: 1e-8,
             weight_decay: 0.05,
+            grad_divisor: 1.0,
         };
         let grads = shapes.map(normal);
         fused_adamw(&params, &grads, &first, &second, &hyper);
@@ -51,7 +52,15 @@ fn fused_adamw_follows_the_formula() {
 
 #[test]
 fn a_gradient_in_another_memory_layout_is_the_same_gradient() {
-    let hyper = AdamWStep { step: 1, lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let hyper = AdamWStep {
+        step: 1,
+        lr: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        grad_divisor: 1.0,
+    };
     let zeros = || [Tensor::zeros([2, 3], (Kind::Float, Device::Cpu))];
     let gradient = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([3, 2]).transpose(0, 1);
     let (strided, packed) = (zeros(), zeros());
@@ -67,7 +76,15 @@ fn a_gradient_in_another_memory_layout_is_the_same_gradient() {
 #[should_panic(expected = "gradient 0 of shape")]
 fn a_gradient_of_another_shape_is_refused() {
     let zeros = |n: i64| [Tensor::zeros([n], (Kind::Float, Device::Cpu))];
-    let hyper = AdamWStep { step: 1, lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let hyper = AdamWStep {
+        step: 1,
+        lr: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        grad_divisor: 1.0,
+    };
     fused_adamw(&zeros(3), &zeros(2), &zeros(3), &zeros(3), &hyper);
 }
 
@@ -112,4 +129,43 @@ fn autocast_sees_weights_that_changed_between_regions() {
 fn fast_bf16_is_what_the_kernel_reports() {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").expect("Linux");
     assert_eq!(cpu_has_fast_bf16(), cpuinfo.contains("avx512_bf16"));
+}
+
+#[test]
+fn a_divisor_divides_the_gradients() {
+    let hyper = |grad_divisor| AdamWStep {
+        step: 1,
+        lr: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-2,
+        weight_decay: 0.1,
+        grad_divisor,
+    };
+    let updated = |gradient: f64, divisor: f64| {
+        let parameter = Tensor::from_slice(&[1.0f32, -2.0]);
+        let (first, second) = (parameter.zeros_like(), parameter.zeros_like());
+        let gradient = Tensor::from_slice(&[gradient as f32, -3.0 * gradient as f32]);
+        fused_adamw(
+            &[parameter.shallow_clone()],
+            &[gradient],
+            &[first.shallow_clone()],
+            &[second.shallow_clone()],
+            &hyper(divisor),
+        );
+        Tensor::cat(&[parameter, first, second], 0)
+    };
+    assert_eq!(updated(0.5, 4.0), updated(0.125, 1.0));
+    assert_ne!(updated(0.5, 1.0), updated(0.125, 1.0));
+}
+
+#[test]
+fn a_dropped_gradient_is_gone_and_the_next_one_is_its_own() {
+    let parameter = Tensor::from_slice(&[1.0f32]).set_requires_grad(true);
+    (&parameter * 3.0).sum(Kind::Float).backward();
+    assert_eq!(parameter.grad().double_value(&[0]), 3.0);
+    torch_bridge::drop_gradients(&[parameter.shallow_clone()]);
+    assert!(!parameter.grad().defined());
+    (&parameter * 5.0).sum(Kind::Float).backward();
+    assert_eq!(parameter.grad().double_value(&[0]), 5.0);
 }

@@ -111,6 +111,7 @@ fn lm_captions(config: &Config) -> Result<LmCaptions, TrainError> {
     let path = language.weights.join("tokenizer.json");
     let tokenizer = LmTokenizer::bare(&path)?;
     Ok(LmCaptions {
+        opening: tokenizer.encode_plain(&language.opening)?,
         prompt: tokenizer.encode_plain(&language.prompt)?,
         tokenizer,
         eos: specials.eos_token_id,
@@ -164,7 +165,10 @@ pub(crate) fn stage(
             let config = stage1_config(&plan.config, config);
             Stage::One(Stage1::new(&root, &config), store)
         }
-        _ => Stage::Two(Stage2::new(&root, &config, Rc::clone(&tools.language_model)), store),
+        _ => {
+            let language_model = Rc::clone(&tools.language_model);
+            Stage::Two(Stage2::new(&root, &config, language_model, &tools.lm_captions.opening), store)
+        }
     };
     let (Stage::One(_, store) | Stage::Two(_, store)) = &made;
     let pretrained = model::init_from_bert(store, &tools.bert).map_err(|error| TrainError::Weights {

@@ -12,6 +12,9 @@ use crate::plan::{Plan, StagePlan};
 /// Keys of `data` that say how fast, not what: they may change at any time.
 const HOW_FAST: [&[&str]; 4] = [&["workers"], &["licences"], &["features", "dir"], &["features", "batch"]];
 
+/// The part of `model` that belongs to stage 2.
+const LANGUAGE: &str = "model.language";
+
 /// Compares the plan's config with `before`, the one of the last launch. A warning names the tables that changed; none where
 /// nothing did, or nothing is trained yet.
 ///
@@ -69,16 +72,22 @@ fn newest_step(stage: &StagePlan) -> Result<Option<u64>, TrainError> {
     Ok(checkpoint::list(&stage.checkpoint_dir)?.last().map(|listed| listed.step))
 }
 
-/// Top-level tables that differ in what they say.
+/// Top-level tables that differ in what they say, and the language model, which stage 1 never meets.
 fn changed_tables(before: &Table, now: &Table) -> Vec<String> {
     let said = |config: &Table, table: &str| {
         let mut value = config.get(table).cloned();
-        if let Some(Value::Table(data)) = value.as_mut().filter(|_| table == "data") {
-            HOW_FAST.iter().for_each(|path| remove(data, path));
+        match value.as_mut() {
+            Some(Value::Table(data)) if table == "data" => {
+                HOW_FAST.iter().for_each(|path| remove(data, path))
+            }
+            Some(Value::Table(model)) if table == "model" => remove(model, &["language"]),
+            _ => {}
         }
         value
     };
-    now.keys().filter(|table| said(before, table) != said(now, table)).cloned().collect()
+    let language = |config: &Table| config.get("model").and_then(|model| model.get("language")).cloned();
+    let tables = now.keys().filter(|table| said(before, table) != said(now, table)).cloned();
+    tables.chain((language(before) != language(now)).then(|| LANGUAGE.to_owned())).collect()
 }
 
 fn remove(table: &mut Table, path: &[&str]) {
@@ -93,8 +102,11 @@ fn remove(table: &mut Table, path: &[&str]) {
     }
 }
 
-/// Data and model belong to every checkpoint, a stage's table to that of its last step.
+/// Data and model belong to every checkpoint, the language model to stage 2's, a stage's table to that of its last step.
 fn is_fixed(table: &str, before: &Table, newest: &[(&str, u64)]) -> bool {
+    if table == LANGUAGE {
+        return newest.iter().any(|(of, _)| *of == "stage2");
+    }
     let steps = before.get(table).and_then(|stage| stage.get("steps")).and_then(Value::as_integer);
     let is_finished = |step: u64| steps.is_none_or(|steps| step as i64 >= steps);
     matches!(table, "data" | "model") || newest.iter().any(|(of, step)| *of == table && is_finished(*step))
@@ -117,6 +129,7 @@ mod tests {
     #[test]
     fn tables_that_say_other_things_are_named() {
         assert_eq!(changed("seed = 1", "seed = 2"), ["run"]);
+        assert_eq!(changed("[stage1]", "[model.language]\nprompt = 'a'\n[stage1]"), ["model.language"]);
         assert_eq!(changed("views = 2", "views = 3"), ["data"]);
         assert_eq!(changed("steps = 20", "steps = 21"), ["stage2"]);
         assert!(changed("workers = 1", "workers = 4").is_empty());

@@ -91,6 +91,9 @@ pub struct DataConfig {
     /// What a training text is made of.
     #[serde(default)]
     pub texts: data::TextPolicy,
+    /// Stage 1: pairs with one caption are one concept, and so no negatives of each other (spec 3.1, LAVIS's `image_id`).
+    #[serde(default)]
+    pub group_by_caption: bool,
     /// Decode, crop, augment, normalise.
     pub transform: data::TransformConfig,
     /// The frozen encoder's features, computed once and kept on disk.
@@ -161,7 +164,10 @@ pub struct QformerConfig {
 pub struct LanguageConfig {
     /// A Hugging Face folder: `model.safetensors`, `config.json`, `tokenizer.json`.
     pub weights: PathBuf,
-    /// Put before every caption and not scored.
+    /// Read before the image: for a chat model, the start of the user's turn.
+    #[serde(default)]
+    pub opening: String,
+    /// Read between image and caption, and not scored.
     #[serde(default)]
     pub prompt: String,
     /// Longest caption that is generated, in tokens.

@@ -10,6 +10,8 @@ use crate::error::TrainError;
 use crate::tensors::{to_host, to_torch};
 
 const EPS: f64 = 1e-8;
+/// Steps between updates of the weights' moving average.
+const AVERAGE_EVERY: u64 = 4;
 
 /// AdamW with decoupled decay. Parameters keep their order of names, so ranks reduce the same buckets.
 pub struct AdamW {
@@ -82,14 +84,15 @@ impl AdamW {
     }
 
     /// Drops all gradients.
-    pub fn zero_grad(&mut self) {
-        for group in &mut self.groups {
-            group.parameters.iter_mut().for_each(Tensor::zero_grad);
+    pub fn drop_gradients(&mut self) {
+        for group in &self.groups {
+            torch_bridge::drop_gradients(&group.parameters);
         }
     }
 
-    /// One update with learning rate `lr` from `gradients` (as [`AdamW::gradients`] orders them).
-    pub fn step(&mut self, gradients: &[Tensor], lr: f64) {
+    /// One update with learning rate `lr` from `gradients` (as [`AdamW::gradients`] orders them), each divided by
+    /// `grad_divisor`.
+    pub fn step(&mut self, gradients: &[Tensor], lr: f64, grad_divisor: f64) {
         self.step += 1;
         let mut rest = gradients;
         for group in &mut self.groups {
@@ -102,6 +105,7 @@ impl AdamW {
                 beta2: self.config.betas.1,
                 eps: EPS,
                 weight_decay: group.weight_decay,
+                grad_divisor,
             };
             torch_bridge::fused_adamw(
                 &group.parameters,
@@ -114,10 +118,15 @@ impl AdamW {
         self.update_average();
     }
 
+    /// Every [`AVERAGE_EVERY`] steps, by that power of the decay: a pass over all weights each step is time without gain.
     /// Early steps weigh more (the usual warm-up `(1 + t) / (10 + t)`), so the average forgets the initialisation.
     fn update_average(&mut self) {
         let (Some(average), Some(decay)) = (&mut self.average, self.config.ema_decay) else { return };
-        let decay = decay.min((1.0 + self.step as f64) / (10.0 + self.step as f64));
+        if !self.step.is_multiple_of(AVERAGE_EVERY) {
+            return;
+        }
+        let decay =
+            decay.powi(AVERAGE_EVERY as i32).min((1.0 + self.step as f64) / (10.0 + self.step as f64));
         no_grad(|| {
             for group in &self.groups {
                 for (name, parameter) in group.names.iter().zip(&group.parameters) {
@@ -196,18 +205,14 @@ impl AdamW {
     }
 }
 
-/// Scales `gradients` in place so that their joint norm is at most `max_norm`; returns the norm before.
+/// The joint norm of `gradients`, and what to divide them by so that it is at most `max_norm`.
 ///
 /// Summed in a fixed order on one device, so equal gradients give equal norms on every rank.
-pub fn clip(gradients: &mut [Tensor], max_norm: Option<f64>) -> f64 {
+pub fn clip(gradients: &[Tensor], max_norm: Option<f64>) -> (f64, f64) {
     no_grad(|| {
         let norms: Vec<Tensor> = gradients.iter().map(|g| g.norm().to_kind(Kind::Double)).collect();
         let total = Tensor::stack(&norms, 0).norm().double_value(&[]);
-        if let Some(limit) = max_norm.filter(|&limit| total > limit) {
-            for gradient in gradients.iter_mut() {
-                let _ = gradient.g_mul_scalar_(limit / (total + 1e-6));
-            }
-        }
-        total
+        let divisor = max_norm.map_or(1.0, |limit| ((total + 1e-6) / limit).max(1.0));
+        (total, divisor)
     })
 }

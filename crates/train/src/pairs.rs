@@ -16,6 +16,8 @@ pub struct MicroBatch {
     pub features: Tensor,
     /// The texts, as this stage reads them.
     pub text: StageText,
+    /// Which concept each pair shows, `[B]` (stage 1, where the config groups pairs by caption).
+    pub concepts: Option<Tensor>,
     /// Numbers in `[0, 1)` for the draw of hard negatives, `[2, B]` (stage 1).
     pub uniforms: Tensor,
     /// Seed of this forward's dropout.
@@ -38,11 +40,13 @@ pub enum StageTokenizer<'a> {
     Two(&'a LmCaptions),
 }
 
-/// How the language model reads a caption: prompt, caption, end of text.
+/// How the language model reads a caption: opening, image, prompt, caption, end of text.
 pub struct LmCaptions {
     /// The model's tokenizer.
     pub tokenizer: LmTokenizer,
-    /// Ids of the prompt; may be empty.
+    /// Ids of what is read before the image; may be empty.
+    pub opening: Vec<i64>,
+    /// Ids of the prompt, between image and caption; may be empty.
     pub prompt: Vec<i64>,
     /// Ends every caption.
     pub eos: i64,
@@ -60,6 +64,8 @@ pub struct PairSource<'a> {
     pub texts: &'a data::TextPolicy,
     /// Turns texts into ids.
     pub tokenizer: StageTokenizer<'a>,
+    /// Pairs with one caption are one concept.
+    pub by_caption: bool,
     /// The run's seed.
     pub seed: u64,
     /// This rank.
@@ -111,10 +117,21 @@ impl PairSource<'_> {
         Ok(MicroBatch {
             features: self.corpus.features(&rows)?.to_device(self.device),
             text: self.tokenizer.tokenise(&texts, self.device)?,
+            concepts: self.by_caption.then(|| self.concepts(&rows)),
             uniforms: self.uniforms(position, count),
             // libtorch takes any 64 bits as a seed.
             dropout_seed: dropout.cast_signed(),
         })
+    }
+
+    /// A number for each example's caption: equal where the captions are.
+    fn concepts(&self, rows: &[(usize, usize)]) -> Tensor {
+        let number = |&(example, _): &(usize, usize)| {
+            let digest = blake3::hash(self.corpus.examples[example].caption.as_bytes());
+            digest.as_bytes()[..8].iter().fold(0i64, |number, &byte| (number << 8) | i64::from(byte))
+        };
+        let numbers: Vec<i64> = rows.iter().map(number).collect();
+        Tensor::from_slice(&numbers).to_device(self.device)
     }
 
     /// Named by the pair's position in the whole run, so any world size draws the same.
@@ -197,7 +214,7 @@ mod tests {
         let path = dir.path().join("tokenizer.json");
         std::fs::write(&path, TOKENIZER).expect("a file");
         let tokenizer = LmTokenizer::bare(&path).expect("a tokenizer");
-        let captions = LmCaptions { tokenizer, prompt: vec![4], eos: 0, max_tokens: 3 };
+        let captions = LmCaptions { tokenizer, opening: vec![], prompt: vec![4], eos: 0, max_tokens: 3 };
         let text = captions.tokenise(&["a b".into(), "a b c".into(), "a".into()]).expect("tokens");
         let labels: Vec<i64> = Vec::try_from(text.labels.view([-1])).expect("labels");
         let ignored = LmText::IGNORED;

@@ -230,6 +230,7 @@ fn pair_source<'a>(
         order: data::Order::new(seed.wrapping_add(random_name(phase)), corpus.examples.len()),
         texts,
         tokenizer,
+        by_caption: phase == Phase::Stage1 && config.data.group_by_caption,
         seed,
         rank: session.plan.world.rank,
         world_size: session.plan.world.world_size,

@@ -36,6 +36,7 @@ impl Stage {
                 let inputs = Stage1Inputs {
                     image: batch.features.shallow_clone(),
                     text: text.clone(),
+                    concepts: batch.concepts.as_ref().map(Tensor::shallow_clone),
                     negatives: Negatives::Drawn { uniforms: batch.uniforms.shallow_clone() },
                 };
                 let losses = stage1.losses(&inputs, group, true)?;
@@ -119,7 +120,7 @@ mod tests {
     fn batch(rows: &[Vec<i64>]) -> MicroBatch {
         let text = StageText::Two(LmText::padded(rows, 1, 0));
         let nothing = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
-        MicroBatch { features: nothing(), text, uniforms: nothing(), dropout_seed: 0 }
+        MicroBatch { features: nothing(), text, concepts: None, uniforms: nothing(), dropout_seed: 0 }
     }
 
     #[test]

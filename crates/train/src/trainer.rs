@@ -104,19 +104,20 @@ impl Trainer<'_> {
             step_losses.total.backward();
             losses.push(step_losses);
         }
-        let mut gradients = self.optimizer.gradients();
+        let gradients = self.optimizer.gradients();
         let reducing = Instant::now();
         let bytes_reduced =
             collectives::all_reduce_mean_bucketed(self.session.group.as_ref(), &gradients, BUCKET_BYTES)?;
         let comm_seconds = reducing.elapsed().as_secs_f64();
-        let grad_norm = clip(&mut gradients, self.plan.optim.max_grad_norm);
+        let (grad_norm, grad_divisor) = clip(&gradients, self.plan.optim.max_grad_norm);
         let own = Status::of(&losses, grad_norm, self.session.stop.requested());
         let status = own.all_reduce(self.session.group.as_ref())?;
         let lr = self.plan.schedule.lr(self.state.step);
         if status.finite {
-            self.optimizer.step(&gradients, lr);
+            self.optimizer.step(&gradients, lr, grad_divisor);
         }
-        self.optimizer.zero_grad();
+        drop(gradients);
+        self.optimizer.drop_gradients();
         Ok(StepReport { status, lr, grad_norm, bytes_reduced, comm_seconds })
     }
 

@@ -55,6 +55,13 @@ impl LanguageModel {
         Tensor::embedding(&self.vocabulary().table, ids, -1, false, false).to_kind(Kind::Float)
     }
 
+    /// Root mean square of the elements of all token embeddings: how large this model's words are.
+    #[must_use]
+    pub fn word_rms(&self) -> f64 {
+        let table = &self.vocabulary().table;
+        table.to_kind(Kind::Float).square().mean(Kind::Float).sqrt().double_value(&[])
+    }
+
     /// `embeds` `[B, T, H]` and their `mask` `[B, T]` (1 = token, 0 = padding, on either side) to hidden states
     /// `[B, T, H]` behind the last norm, single precision. Padding comes out as zeros, and costs no matrix product.
     ///

@@ -25,10 +25,15 @@ pub(crate) fn layer_norm(p: Path, width: i64, eps: f64) -> nn::LayerNorm {
     nn::layer_norm(p, vec![width], nn::LayerNormConfig { eps, ..nn::LayerNormConfig::default() })
 }
 
+/// The bias of a layer made by [`linear`].
+fn bias(layer: &nn::Linear) -> Tensor {
+    layer.bs.as_ref().map(Tensor::shallow_clone).expect("built with a bias")
+}
+
 /// `[B, S, D]` > `[B, H, S, K]`.
 fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     let size = x.size();
-    x.view([size[0], size[1], heads, size[2] / heads]).transpose(1, 2)
+    x.reshape([size[0], size[1], heads, size[2] / heads]).transpose(1, 2)
 }
 
 /// `[B, H, S, K]` > `[B, S, D]`.
@@ -123,12 +128,16 @@ impl Attention {
         }
     }
 
-    /// Keys and values of an image, `[B, P, V]`.
-    pub fn image_keys_values(&self, image: &Tensor) -> KeysValues {
-        KeysValues {
-            keys: split_heads(&self.projections.key.forward(image), self.heads),
-            values: split_heads(&self.projections.value.forward(image), self.heads),
-        }
+    /// Weights `[2D, V]` and biases `[2D]` of keys and values, for a product over all layers at once.
+    pub fn image_projection(&self) -> (Tensor, Tensor) {
+        let Projections { key, value, .. } = &self.projections;
+        (Tensor::cat(&[&key.ws, &value.ws], 0), Tensor::cat(&[bias(key), bias(value)], 0))
+    }
+
+    /// Keys and values out of this layer's part of the product, `[N, P, 2D]`.
+    pub fn image_keys_values(&self, projected: &Tensor) -> KeysValues {
+        let parts = projected.chunk(2, 2);
+        KeysValues { keys: split_heads(&parts[0], self.heads), values: split_heads(&parts[1], self.heads) }
     }
 
     /// Queries (`[B * Q, D]`) look at their image; `image` has one row for each row of the batch.

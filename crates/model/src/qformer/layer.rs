@@ -63,9 +63,9 @@ impl Layer {
         }
     }
 
-    /// Keys and values of an image, where this layer looks at images.
-    pub fn image_keys_values(&self, image: &Tensor) -> Option<KeysValues> {
-        self.crossattention.as_ref().map(|cross| cross.image_keys_values(image))
+    /// This layer's attention to images, where it has one.
+    pub fn cross_attention(&self) -> Option<&Attention> {
+        self.crossattention.as_ref()
     }
 
     /// `x` is packed, `[M, D]`; gives the new rows (only those of queries with `queries_only`) and the self-attention's

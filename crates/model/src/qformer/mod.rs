@@ -12,8 +12,8 @@ mod tokens;
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Tensor};
 
-use attention::KeysValues;
 pub(crate) use attention::layer_norm;
+use attention::{Attention, KeysValues};
 pub use bert::init_from_bert;
 use layer::{Layer, Pass};
 use tokens::Layout;
@@ -160,11 +160,18 @@ impl Qformer {
         }
     }
 
-    /// Keys and values of `image` (`[N, P, V]`, behind its LayerNorm) in every layer that looks at images.
-    #[must_use]
+    /// Keys and values of `image` (`[N, P, V]`, behind its LayerNorm) in every layer that looks at images, by one matrix
+    /// product.
     pub fn image_context(&self, image: &Tensor) -> ImageContext {
-        let layers = self.layers.iter().map(|layer| layer.image_keys_values(image)).collect();
-        ImageContext { layers, images: image.size()[0] }
+        let crossing = self.layers.iter().filter_map(Layer::cross_attention);
+        let (weights, biases): (Vec<Tensor>, Vec<Tensor>) = crossing.map(Attention::image_projection).unzip();
+        let projected = image.linear(&Tensor::cat(&weights, 0), Some(&Tensor::cat(&biases, 0)));
+        let mut parts = projected.chunk(weights.len() as i64, 2).into_iter();
+        let keys_values = |layer: &Layer| {
+            let cross = layer.cross_attention()?;
+            parts.next().map(|part| cross.image_keys_values(&part))
+        };
+        ImageContext { layers: self.layers.iter().map(keys_values).collect(), images: image.size()[0] }
     }
 
     /// Queries and their image, `[B, Q, D]`, and the cache for [`Qformer::decode_text`].

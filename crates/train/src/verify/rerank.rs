@@ -43,7 +43,8 @@ fn query_output(stage1: &Stage1, features: &Tensor, texts: &TextInput) -> Result
     let rows = range(features.size()[0]);
     let some_texts = texts.select(&rows.remainder(texts.ids.size()[0]));
     let negatives = Negatives::Given { images: rows.shallow_clone(), texts: rows };
-    let inputs = Stage1Inputs { image: features.shallow_clone(), text: some_texts, negatives };
+    let inputs =
+        Stage1Inputs { image: features.shallow_clone(), text: some_texts, concepts: None, negatives };
     let group = collectives::SoloGroup::new(Device::Cpu);
     Ok(no_grad(|| stage1.forward(&inputs, &group, false))?.1.query_output)
 }

@@ -38,6 +38,7 @@ impl Model {
         Ok(Stage1Inputs {
             image: self.vision.forward(&get("image", 4)?),
             text: TextInput { ids: get("input_ids", 2)?, mask: get("attention_mask", 2)? },
+            concepts: None,
             negatives: Negatives::Given { images: get("neg_image_idx", 1)?, texts: get("neg_text_idx", 1)? },
         })
     }
@@ -110,7 +111,7 @@ pub(super) fn compare_pass(sheet: &mut Sheet, prefix: &str, pass: &Pass<'_>, lim
     let batch = inputs.image.size()[0];
     let own = Tensor::arange(batch, (Kind::Int64, Device::Cpu)) + group.rank() as i64 * batch;
     for (key, sim) in [("neg_weights_t2i", &trace.sim_t2i), ("neg_weights_i2t", &trace.sim_i2t)] {
-        let ours = negative_weights(NegativeWeighting::SoftmaxPlusEps, sim, &own);
+        let ours = negative_weights(NegativeWeighting::SoftmaxPlusEps, sim, &own_columns(&own, sim));
         sheet.close(&name(key), &ours, limits.tensor);
     }
     // What the losses above stand on.
@@ -134,8 +135,17 @@ fn compare_states(sheet: &mut Sheet, inputs: &Stage1Inputs, trace: &Stage1Trace,
     sheet.close_where("lm_hidden", &trace.lm_states, &scored.constant_pad_nd([0, 1]), limit);
     let own = Tensor::arange(inputs.image.size()[0], (Kind::Int64, Device::Cpu));
     for (key, sim) in [("neg_weights_t2i_main", &trace.sim_t2i), ("neg_weights_i2t_main", &trace.sim_i2t)] {
-        sheet.close(key, &negative_weights(NegativeWeighting::MaskedSoftmax, sim, &own), limit);
+        sheet.close(
+            key,
+            &negative_weights(NegativeWeighting::MaskedSoftmax, sim, &own_columns(&own, sim)),
+            limit,
+        );
     }
+}
+
+/// True at each row's own column, as large as `sim`.
+fn own_columns(own: &Tensor, sim: &Tensor) -> Tensor {
+    own.unsqueeze(1).eq_tensor(&Tensor::arange(sim.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0))
 }
 
 /// For each position but the last: the token behind it, -100 for padding (`[B, T - 1]`), and whether there is one.

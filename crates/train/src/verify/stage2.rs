@@ -27,7 +27,7 @@ impl Model {
         let vision = weights.vision(&sizes::vision(case)?);
         let language = Rc::new(weights.language(&sizes::opt(case)?));
         let store = nn::VarStore::new(Device::Cpu);
-        let stage2 = Stage2::new(&store.root(), &sizes::qformer(case)?, language);
+        let stage2 = Stage2::new(&store.root(), &sizes::qformer(case)?, language, &[]);
         weights.finish(&store)?;
         Ok(Self { stage2, store, vision })
     }

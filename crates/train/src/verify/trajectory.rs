@@ -43,7 +43,7 @@ pub(super) fn compare_stage1(case: &Case) -> Result<Vec<Row>, TrainError> {
             images: inputs.with_dims("neg_image_idx", 2)?.get(step),
             texts: inputs.with_dims("neg_text_idx", 2)?.get(step),
         };
-        let inputs = Stage1Inputs { image, text: TextInput { ids, mask }, negatives };
+        let inputs = Stage1Inputs { image, text: TextInput { ids, mask }, concepts: None, negatives };
         let losses = model.stage1.losses(&inputs, &group, true)?;
         Ok(vec![
             ("loss", losses.total),
@@ -95,8 +95,8 @@ fn replay(
             curves.entry(name).or_default().push(loss.double_value(&[]));
         }
         if (in_epoch + 1) % train.accum_grad_iters == 0 {
-            optimizer.step(&optimizer.gradients(), lr);
-            optimizer.zero_grad();
+            optimizer.step(&optimizer.gradients(), lr, 1.0);
+            optimizer.drop_gradients();
         }
     }
     let mut sheet = Sheet::open(case)?;
