@@ -1,7 +1,7 @@
 //! Image-text retrieval on a split: ITC scores, and the best candidates scored again by ITM (spec 7.6).
 //!
 //! Score of a re-ranked pair = class-1 ITM logit, mean over queries, + ITC similarity without temperature; all other pairs
-//! rank behind. Each direction has candidates of its own; a pair that is one in both is computed once.
+//! rank behind, in their order. Each direction has candidates of its own; a pair that is one in both is computed once.
 
 use std::collections::BTreeSet;
 
@@ -73,14 +73,21 @@ pub fn reranked(
     let similarity = similarities(stage1, split, group.device())?;
     let candidates = candidates.min(split.len()) as i64;
     let logits = itm_matrix(stage1, split, &candidate_texts(&similarity, candidates), group, progress)?;
-    let by_image = rerank(&similarity, &logits, candidates);
-    let by_text = rerank(&similarity.tr(), &logits.tr(), candidates);
+    let by_image = ranked(&similarity, &logits, candidates);
+    let by_text = ranked(&similarity.tr(), &logits.tr(), candidates);
     let best_text = Vec::<i64>::try_from(by_image.argmax(1, false)).unwrap_or_default();
     Ok(Retrieval {
         itc: recalls(&similarity),
         itm: TwoWays { i2t: diagonal_recalls(&by_image), t2i: diagonal_recalls(&by_text) },
         best_text: best_text.into_iter().map(|text| text as usize).collect(),
     })
+}
+
+/// [`rerank`], with the others in the order of their similarity: re-ranking few candidates says nothing of the rest.
+fn ranked(similarity: &Tensor, logits: &Tensor, candidates: i64) -> Tensor {
+    let scores = rerank(similarity, logits, candidates);
+    let others = scores.eq(NOT_A_CANDIDATE).to_kind(Kind::Float);
+    scores + others * similarity
 }
 
 /// The best `candidates` of each row score similarity + logit, all others [`NOT_A_CANDIDATE`]; both `[R, C]`.
