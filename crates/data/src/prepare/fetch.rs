@@ -125,7 +125,15 @@ impl<'a> Fetcher<'a> {
         let spec = package.spec();
         let arguments: &[&str] = match package.registry {
             Registry::Npm => &["pack", &spec],
-            Registry::PyPi => &["download", "--no-deps", "--disable-pip-version-check", "--no-input", &spec],
+            Registry::PyPi => &[
+                "download",
+                "--no-deps",
+                // A source package would run its own code before its digest is looked at.
+                "--only-binary=:all:",
+                "--disable-pip-version-check",
+                "--no-input",
+                &spec,
+            ],
             Registry::Debian => &["download", &spec],
         };
         let mut command = self.ways(package)[way].clone();
