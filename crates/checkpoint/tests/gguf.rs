@@ -1,6 +1,8 @@
 //! GGUF files written here field by field, whole and damaged.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::path::PathBuf;
 
 use checkpoint::foreign::gguf::{GgufFile, Setting};
@@ -91,16 +93,7 @@ proptest! {
     fn damaged_files_are_read_or_refused(
         cut in 0usize..400, flips in prop::collection::vec((0usize..400, any::<u8>()), 0..4),
     ) {
-        let mut bytes = whole();
-        if flips.is_empty() {
-            bytes.truncate(cut);
-        }
-        let len = bytes.len().max(1);
-        for (at, value) in flips {
-            if let Some(byte) = bytes.get_mut(at % len) {
-                *byte = value;
-            }
-        }
+        let bytes = common::damaged(whole(), cut, flips);
         if let Ok(mut file) = open(&bytes) {
             let names: Vec<String> = file.names().map(str::to_owned).collect();
             for name in names {

@@ -1,6 +1,8 @@
 //! ONNX files written here field by field, whole and damaged.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::path::PathBuf;
 
 use checkpoint::foreign::onnx::{Node, OnnxFile};
@@ -151,16 +153,7 @@ proptest! {
     fn damaged_files_are_read_or_refused(
         cut in 0usize..300, flips in prop::collection::vec((0usize..300, any::<u8>()), 0..4),
     ) {
-        let mut bytes = whole();
-        if flips.is_empty() {
-            bytes.truncate(cut);
-        }
-        let len = bytes.len().max(1);
-        for (at, value) in flips {
-            if let Some(byte) = bytes.get_mut(at % len) {
-                *byte = value;
-            }
-        }
+        let bytes = common::damaged(whole(), cut, flips);
         assert_fits(&bytes)?;
     }
 }

@@ -1,6 +1,8 @@
 //! `torch.save` files written here opcode by opcode, whole and damaged.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::io::{Cursor, Write};
 use std::path::PathBuf;
 
@@ -145,16 +147,8 @@ proptest! {
         is_legacy: bool, cut in 0usize..1000, flips in prop::collection::vec((0usize..1000, any::<u8>()), 0..4),
     ) {
         let whole = pickle(&[("x", tensor("0", 0, &[3, 2], &[1, 3], is_legacy))]);
-        let mut bytes = if is_legacy { legacy(&whole) } else { zipped(&whole) };
-        if flips.is_empty() {
-            bytes.truncate(cut);
-        }
-        let len = bytes.len().max(1);
-        for (at, value) in flips {
-            if let Some(byte) = bytes.get_mut(at % len) {
-                *byte = value;
-            }
-        }
+        let whole = if is_legacy { legacy(&whole) } else { zipped(&whole) };
+        let bytes = common::damaged(whole, cut, flips);
         if let Ok(file) = open(&bytes) {
             for name in file.names() {
                 let (dtype, shape) = file.info(name).unwrap();

@@ -11,14 +11,12 @@ use crate::contrast::{Itc, contrast};
 use crate::exchange::{fetch_images, gather_texts};
 use crate::inputs::{Negatives, Stage1Inputs, TextInput, count};
 use crate::negatives::{NegativeWeighting, draw, negative_weights};
-use crate::qformer::{ImageContext, Packing, Qformer, QformerConfig, QueryCache, layer_norm};
+use crate::qformer::{ImageContext, Packing, Qformer, QformerConfig, QueryCache, layer_norm, linear};
 
 /// Of ITC and ITG (spec 3.1, 3.3).
 pub(crate) const LABEL_SMOOTHING: f64 = 0.1;
 /// A label that is not scored.
 const NO_LABEL: i64 = -100;
-/// Standard deviation of the fresh ITM head.
-const ITM_HEAD_STDEV: f64 = 0.02;
 /// LayerNorm of the image features (LAVIS's `ln_vision`; Hugging Face has 1e-6).
 pub(crate) const IMAGE_LAYER_NORM_EPS: f64 = 1e-5;
 
@@ -121,18 +119,13 @@ impl Stage1 {
         let uniform = nn::Init::Uniform { lo: -(d as f64).powf(-0.5), up: (d as f64).powf(-0.5) };
         let plain = nn::LinearConfig { ws_init: uniform, bs_init: Some(uniform), bias: true };
         let head = |name: &str, to: i64| nn::linear(p / name, d, to, plain);
-        // Small, so that ITM starts at ln 2 whatever the size of the states is.
-        let small = nn::LinearConfig {
-            ws_init: nn::Init::Randn { mean: 0.0, stdev: ITM_HEAD_STDEV },
-            bs_init: Some(nn::Init::Const(0.0)),
-            bias: true,
-        };
         Self {
             image_norm: layer_norm(p / "vision_model" / "post_layernorm", v, IMAGE_LAYER_NORM_EPS),
             qformer: Qformer::new(p, &config.qformer),
             vision_projection: head("vision_projection", config.projection_size),
             text_projection: head("text_projection", config.projection_size),
-            itm_head: nn::linear(p / "itm_head", d, 2, small),
+            // As BERT's layers and without a bias of its own, so that ITM starts near ln 2.
+            itm_head: linear(p / "itm_head", d, 2),
             temperature: p.var("temperature", &[], nn::Init::Const(0.07)),
             config: config.clone(),
         }

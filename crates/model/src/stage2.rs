@@ -9,7 +9,7 @@ use tch::{Kind, Reduction, Tensor, no_grad};
 
 use crate::inputs::{LmText, Stage2Inputs};
 use crate::language::{self, LanguageModel};
-use crate::qformer::{Qformer, QformerConfig, layer_norm};
+use crate::qformer::{Qformer, QformerConfig, layer_norm, linear_of};
 use crate::stage1::IMAGE_LAYER_NORM_EPS;
 
 /// The trainable part (image LayerNorm, queries, Q-Former without text branch, projection) and the frozen model.
@@ -44,11 +44,6 @@ impl Stage2 {
         // A query's state has about unit variance: the soft prompt starts as large as words are. With the usual
         // initialisation it is several times larger, and a small language model does not find back from that.
         let stdev = language_model.word_rms() / (config.hidden_size as f64).sqrt();
-        let projection = nn::LinearConfig {
-            ws_init: nn::Init::Randn { mean: 0.0, stdev },
-            bs_init: Some(nn::Init::Const(0.0)),
-            bias: true,
-        };
         Self {
             image_norm: layer_norm(
                 p / "vision_model" / "post_layernorm",
@@ -56,7 +51,7 @@ impl Stage2 {
                 IMAGE_LAYER_NORM_EPS,
             ),
             qformer: Qformer::new(p, config),
-            language_projection: nn::linear(p / "language_projection", config.hidden_size, to, projection),
+            language_projection: linear_of(p / "language_projection", config.hidden_size, to, stdev),
             language_model,
             opening: Tensor::from_slice(opening).to_device(p.device()),
         }

@@ -3,6 +3,10 @@
 use tch::{Device, Kind, Tensor};
 use torch_bridge::{AdamWStep, autocast, cpu_has_fast_bf16, fused_adamw};
 
+/// PyTorch's defaults, without decay.
+const FIRST_STEP: AdamWStep =
+    AdamWStep { step: 1, lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, grad_divisor: 1.0 };
+
 /// `torch.optim.AdamW`, single tensor, written out.
 fn reference(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, h: &AdamWStep) -> (Tensor, Tensor, Tensor) {
     let decayed = p * (1.0 - h.lr * h.weight_decay);
@@ -52,23 +56,14 @@ fn fused_adamw_follows_the_formula() {
 
 #[test]
 fn a_gradient_in_another_memory_layout_is_the_same_gradient() {
-    let hyper = AdamWStep {
-        step: 1,
-        lr: 0.1,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        grad_divisor: 1.0,
-    };
     let zeros = || [Tensor::zeros([2, 3], (Kind::Float, Device::Cpu))];
     let gradient = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([3, 2]).transpose(0, 1);
     let (strided, packed) = (zeros(), zeros());
     let (m, v) = (zeros(), zeros());
-    fused_adamw(&strided, &[gradient.shallow_clone()], &m, &v, &hyper);
+    fused_adamw(&strided, &[gradient.shallow_clone()], &m, &v, &FIRST_STEP);
     let expected_m = gradient.contiguous() * 0.1;
     assert!(largest_difference(&m[0], &expected_m) < 1e-7);
-    fused_adamw(&packed, &[gradient.contiguous()], &zeros(), &zeros(), &hyper);
+    fused_adamw(&packed, &[gradient.contiguous()], &zeros(), &zeros(), &FIRST_STEP);
     assert_eq!(strided[0], packed[0]);
 }
 
@@ -76,16 +71,7 @@ fn a_gradient_in_another_memory_layout_is_the_same_gradient() {
 #[should_panic(expected = "gradient 0 of shape")]
 fn a_gradient_of_another_shape_is_refused() {
     let zeros = |n: i64| [Tensor::zeros([n], (Kind::Float, Device::Cpu))];
-    let hyper = AdamWStep {
-        step: 1,
-        lr: 0.1,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        grad_divisor: 1.0,
-    };
-    fused_adamw(&zeros(3), &zeros(2), &zeros(3), &zeros(3), &hyper);
+    fused_adamw(&zeros(3), &zeros(2), &zeros(3), &zeros(3), &FIRST_STEP);
 }
 
 /// Dtype of a matrix product of fp32 operands here and now.

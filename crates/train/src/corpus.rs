@@ -7,9 +7,10 @@ use collectives::ProcessGroup;
 use data::{Captions, Counters, Index, SampleError, SkipReason};
 use tch::Tensor;
 
+use crate::agree::union;
 use crate::error::TrainError;
 use crate::feature_file::FeatureFile;
-use crate::features::{decode_sample, union};
+use crate::features::decode_sample;
 
 /// One usable sample.
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@ use model::VisionEncoder;
 use monitor::Phase;
 use tch::{Device, Kind, Tensor};
 
+use crate::agree::{same, union};
 use crate::corpus::Corpus;
 use crate::error::TrainError;
 use crate::feature_file::{FeatureFile, FeatureShape};
@@ -260,9 +261,7 @@ fn agree_on_file(group: &dyn ProcessGroup, path: &Path) -> Result<(), TrainError
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let digest = blake3::hash(name);
     let own: Vec<i64> = digest.as_bytes().iter().take(8).map(|&byte| i64::from(byte)).collect();
-    let all = group.all_gather(&Tensor::from_slice(&own).to_device(group.device()))?;
-    let all = Vec::<i64>::try_from(all.to_device(Device::Cpu)).unwrap_or_default();
-    if all.chunks(own.len()).all(|one| one == own) {
+    if same(group, &own)? {
         return Ok(());
     }
     let detail = format!(
@@ -282,23 +281,4 @@ fn missing(
         Some(features) => union(group, samples, &features.shape.unread),
         None => union(group, samples, &(0..samples).collect::<Vec<_>>()),
     }
-}
-
-/// The union of all ranks' lists of samples, ascending.
-///
-/// # Errors
-/// [`CommError`] when a peer is gone.
-pub(crate) fn union(
-    group: &dyn ProcessGroup,
-    samples: usize,
-    own: &[usize],
-) -> Result<Vec<usize>, CommError> {
-    let mut flags = vec![0f32; samples];
-    for &sample in own {
-        flags[sample] = 1.0;
-    }
-    let mut flags = Tensor::from_slice(&flags).to_device(group.device());
-    group.all_reduce_sum(&mut flags)?;
-    let flags = Vec::<f32>::try_from(flags.to_device(Device::Cpu)).unwrap_or_default();
-    Ok((0..samples).filter(|&sample| flags[sample] > 0.0).collect())
 }

@@ -1,5 +1,6 @@
 //! The one hub: config, plan, step, state, evaluation. Everything else is called from here and calls nobody back.
 
+mod agree;
 mod build;
 mod changes;
 mod checkpoints;

@@ -11,6 +11,7 @@ use collectives::ProcessGroup;
 use monitor::Phase;
 use tch::Tensor;
 
+use crate::agree::same;
 use crate::build::{self, Tools};
 use crate::checkpoints::{self, Checkpoints, HandedOver, Origin};
 use crate::config::Config;
@@ -142,17 +143,13 @@ impl Run {
     /// All ranks found the same checkpoint, and have read it before rank 0 tidies its folder. On a shared disk that is
     /// slow to tell, one rank could find an older one; its gradients would then be of another model.
     fn agree_on_step(&self, plan: &StagePlan, step: u64) -> Result<(), TrainError> {
-        let world = &self.session.plan.world;
-        let own = step as f64;
-        let mut sums = Tensor::from_slice(&[own, own * own]).to_device(self.session.plan.device);
-        self.session.group.all_reduce_sum(&mut sums)?;
-        // Cauchy-Schwarz: equal only where all steps are.
-        if sums.double_value(&[0]).powi(2) == world.world_size as f64 * sums.double_value(&[1]) {
+        let group = self.session.group.as_ref();
+        if same(group, &[step as i64])? {
             return Ok(());
         }
         let detail = format!(
             "rank {} finds step {step}, others find other steps: all ranks need one disk",
-            world.rank
+            group.rank()
         );
         Err(TrainError::Read { path: plan.checkpoint_dir.clone(), source: std::io::Error::other(detail) })
     }

@@ -38,8 +38,9 @@ impl Session {
     /// Checks the config, takes the run folder, meets the other ranks.
     ///
     /// # Errors
-    /// [`TrainError::Config`] for a config that cannot run, or not in a folder that holds what another one trained, [`checkpoint::CheckpointError::Busy`] when another run holds
-    /// the folder, [`TrainError::Peer`] when the ranks do not meet.
+    /// [`TrainError::Config`] for a config that cannot run, or not in a folder that holds what another one trained,
+    /// [`checkpoint::CheckpointError::Busy`] when another run holds the folder, [`TrainError::Peer`] when the ranks do not
+    /// meet.
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
         let world = World::from_env()?;
         launch::die_with_parent(&world)?;
@@ -51,7 +52,9 @@ impl Session {
         let run_dir = plan.config.run.dir.clone();
         let lock = if is_rank0 { Some(RunLock::acquire(&run_dir)?) } else { None };
         let group = collectives::connect(&plan.world, plan.device)?;
-        let mut metrics = Metrics::open(&run_dir, is_rank0, start(&plan)?, &config_text);
+        // Reading a checkpoint to know its step is for the rank that keeps the records.
+        let start = if is_rank0 { start(&plan)? } else { Start::Fresh };
+        let mut metrics = Metrics::open(&run_dir, is_rank0, start, &config_text);
         let ledger = Ledger::open(&run_dir);
         let kept = run_dir.join("config.toml");
         let before = std::fs::read_to_string(&kept).ok();

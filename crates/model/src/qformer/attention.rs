@@ -11,9 +11,14 @@ use crate::dropout::dropout;
 const INIT_STDEV: f64 = 0.02;
 
 /// A linear layer with weights N(0, 0.02) and a zero bias.
-pub(super) fn linear(p: Path, from: i64, to: i64) -> nn::Linear {
+pub(crate) fn linear(p: Path, from: i64, to: i64) -> nn::Linear {
+    linear_of(p, from, to, INIT_STDEV)
+}
+
+/// A linear layer with weights N(0, `stdev`) and a zero bias.
+pub(crate) fn linear_of(p: Path, from: i64, to: i64, stdev: f64) -> nn::Linear {
     let config = nn::LinearConfig {
-        ws_init: nn::Init::Randn { mean: 0.0, stdev: INIT_STDEV },
+        ws_init: nn::Init::Randn { mean: 0.0, stdev },
         bs_init: Some(nn::Init::Const(0.0)),
         bias: true,
     };

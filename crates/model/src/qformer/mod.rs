@@ -12,8 +12,8 @@ mod tokens;
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Tensor};
 
-pub(crate) use attention::layer_norm;
 use attention::{Attention, KeysValues};
+pub(crate) use attention::{layer_norm, linear, linear_of};
 pub use bert::init_from_bert;
 use layer::{Layer, Pass};
 use tokens::Layout;
@@ -130,7 +130,7 @@ impl TextBranch {
                 d,
                 init,
             ),
-            transform: attention::linear(&head / "transform" / "dense", d, d),
+            transform: linear(&head / "transform" / "dense", d, d),
             transform_norm: layer_norm(&head / "transform" / "LayerNorm", d, c.layer_norm_eps),
             bias: head.var("bias", &[text.vocab_size], nn::Init::Const(0.0)),
             decoder_start_id: text.decoder_start_id,

@@ -1,0 +1,15 @@
+//! What the tests of all foreign readers share.
+
+/// `bytes` cut at `cut` where there are no `flips`, else with some bytes replaced: (place, value).
+pub fn damaged(mut bytes: Vec<u8>, cut: usize, flips: Vec<(usize, u8)>) -> Vec<u8> {
+    if flips.is_empty() {
+        bytes.truncate(cut);
+    }
+    let len = bytes.len().max(1);
+    for (at, value) in flips {
+        if let Some(byte) = bytes.get_mut(at % len) {
+            *byte = value;
+        }
+    }
+    bytes
+}

@@ -1,0 +1,33 @@
+//! What ranks must see alike before they go on together.
+
+use collectives::{CommError, ProcessGroup};
+use tch::{Device, Tensor};
+
+/// True on every rank where all ranks hold the numbers `own`, which are as many on each.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn same(group: &dyn ProcessGroup, own: &[i64]) -> Result<bool, CommError> {
+    let all = group.all_gather(&Tensor::from_slice(own).to_device(group.device()))?;
+    let all = Vec::<i64>::try_from(all.to_device(Device::Cpu)).unwrap_or_default();
+    Ok(all.chunks(own.len()).all(|one| one == own))
+}
+
+/// The union of all ranks' lists of samples, ascending.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn union(
+    group: &dyn ProcessGroup,
+    samples: usize,
+    own: &[usize],
+) -> Result<Vec<usize>, CommError> {
+    let mut flags = vec![0f32; samples];
+    for &sample in own {
+        flags[sample] = 1.0;
+    }
+    let mut flags = Tensor::from_slice(&flags).to_device(group.device());
+    group.all_reduce_sum(&mut flags)?;
+    let flags = Vec::<f32>::try_from(flags.to_device(Device::Cpu)).unwrap_or_default();
+    Ok((0..samples).filter(|&sample| flags[sample] > 0.0).collect())
+}
