@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -74,6 +75,12 @@ pub struct LaunchOptions {
 pub struct PlanArgs {
     /// The run's TOML file.
     pub config: PathBuf,
+    /// Workers on each machine, as of `launch`.
+    #[arg(long, value_name = "N|auto|gpu", default_value = "auto")]
+    pub nproc_per_node: Nproc,
+    /// Machines.
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN)]
+    pub nnodes: NonZeroUsize,
     /// Replace a value of the config: `--set stage1.steps=100`. May be given more than once.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,

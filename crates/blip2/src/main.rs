@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Launch(args) => run::launch(&args.config, &args.options, &say),
         Command::Resume(args) => run::resume(&args.run_dir, &args.options, &say),
-        Command::Plan(args) => run::plan(&args.config, &args.overrides),
+        Command::Plan(args) => run::plan(&args),
         Command::Verify(args) => run::verify(&args.cases, args.json),
         Command::Data(Data::Prepare(args)) => prepare::prepare(&args, &say),
         Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use launch::LaunchSpec;
 
-use crate::cli::LaunchOptions;
+use crate::cli::{LaunchOptions, PlanArgs};
 use crate::error::CommandError;
 use crate::worker::{Worker, config_args};
 
@@ -42,9 +42,12 @@ pub fn resume(run_dir: &Path, options: &LaunchOptions, say: &dyn Fn(&str)) -> Re
     start(&worker, &config, named, options, say)
 }
 
-/// Every derived number of a run.
-pub fn plan(config: &Path, overrides: &[String]) -> Result<ExitCode, CommandError> {
-    Worker::beside_this_program()?.run("the plan", &config_args("plan", config, overrides))
+/// Every derived number of a run, for as many workers as a launch with the same options would start.
+pub fn plan(args: &PlanArgs) -> Result<ExitCode, CommandError> {
+    let world_size = args.nproc_per_node.resolve()? * args.nnodes.get();
+    let mut worker_args = config_args("plan", &args.config, &args.overrides);
+    worker_args.splice(1..1, ["--world-size".into(), world_size.to_string().into()]);
+    Worker::beside_this_program()?.run("the plan", &worker_args)
 }
 
 /// Numerics against reference cases.

@@ -171,11 +171,12 @@ fn resume_does_not_write_into_another_folder_than_the_named_one() {
 #[test]
 fn plan_and_verify_are_the_workers_to_answer() {
     let place = Place::with_worker();
-    let (code, stdout, _) = run(&mut place.command(&["plan", "c.toml", "--set", "a=1"]));
+    let (code, stdout, _) =
+        run(&mut place.command(&["plan", "c.toml", "--set", "a=1", "--nproc-per-node=4", "--nnodes=2"]));
     assert_eq!((code, stdout.as_str()), (Some(0), "answer to plan\n"));
     let (code, _, _) = run(place.command(&["verify", "x", "y", "--json"]).env("FAKE_EXIT", "1"));
     assert_eq!(code, Some(1));
-    assert_eq!(place.asked(), ["plan --set a=1 -- c.toml", "verify --json -- x y"]);
+    assert_eq!(place.asked(), ["plan --world-size 8 --set a=1 -- c.toml", "verify --json -- x y"]);
 }
 
 /// A run folder with checkpoints of the given stages and steps, the first step of each pinned.

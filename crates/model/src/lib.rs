@@ -7,6 +7,7 @@
 //! V width of the image encoder, E width of the contrastive space, H heads, K head size, W ranks.
 
 mod contrast;
+mod count;
 mod dropout;
 mod exchange;
 mod inputs;
@@ -19,6 +20,7 @@ mod stage2;
 pub mod vision;
 mod weights;
 
+pub use count::stage2_parameters;
 pub use inputs::{LmText, Negatives, Stage1Inputs, Stage2Inputs, TextInput};
 pub use language::{LanguageConfig, LanguageModel};
 pub use negatives::{NegativeWeighting, negative_weights};

@@ -6,20 +6,17 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
-use model::{
-    ItgWeighting, LanguageConfig, LanguageModel, QformerConfig, Stage1, Stage1Config, Stage2,
-    TextBranchConfig, VisionEncoder, Weights,
-};
+use model::{LanguageConfig, LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
 use monitor::Phase;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use tch::{Device, Kind, Tensor, nn, no_grad};
+use tch::{Kind, Tensor, nn, no_grad};
 
-use crate::config::Config;
+use crate::config::{BertSizes, Config};
 use crate::error::TrainError;
 use crate::features::Encoder;
 use crate::pairs::LmCaptions;
 use crate::plan::Plan;
+use crate::sizes::{self, Vocabulary, read_json};
 use crate::stage::{Stage, random_name};
 use crate::tensors;
 
@@ -38,27 +35,10 @@ pub(crate) struct Tools {
     sizes: BertSizes,
 }
 
-/// The fields of a BERT's `config.json` that a Q-Former takes over.
-#[derive(Clone, Debug, Deserialize)]
-struct BertSizes {
-    hidden_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    intermediate_size: i64,
-    max_position_embeddings: i64,
-    layer_norm_eps: f64,
-}
-
 /// The fields of a language model's `config.json` that a tokenizer needs.
 #[derive(Deserialize)]
 struct LmSpecials {
     eos_token_id: i64,
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TrainError> {
-    let text = fs::read(path).map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&text)
-        .map_err(|error| TrainError::Weights { path: path.to_owned(), detail: error.to_string() })
 }
 
 /// Reads tokenizers, the frozen language model and the weights that the Q-Former starts from.
@@ -74,7 +54,7 @@ pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
         language_digest: file_digest(&model.language.weights.join(WEIGHTS_FILE))?,
         language_model: Rc::new(language_model),
         bert: tensors::read(&model.qformer.init.join(WEIGHTS_FILE))?,
-        sizes: read_json(&model.qformer.init.join("config.json"))?,
+        sizes: sizes::bert(&plan.config)?,
     })
 }
 
@@ -159,13 +139,14 @@ pub(crate) fn stage(
     );
     let store = nn::VarStore::new(plan.device);
     let root = store.root();
-    let config = qformer_config(&plan.config, &tools.sizes, phase, &tools.wordpiece, width(plan));
+    let vocabulary = Vocabulary::from(&tools.wordpiece);
     let made = match phase {
         Phase::Stage1 => {
-            let config = stage1_config(&plan.config, config);
+            let config = sizes::stage1(&plan.config, &tools.sizes, vocabulary);
             Stage::One(Stage1::new(&root, &config), store)
         }
         _ => {
+            let config = sizes::qformer(&plan.config, &tools.sizes, vocabulary, phase);
             let language_model = Rc::clone(&tools.language_model);
             Stage::Two(Stage2::new(&root, &config, language_model, &tools.lm_captions.opening), store)
         }
@@ -179,46 +160,6 @@ pub(crate) fn stage(
         copy_weights(&shared_with_stage1(&made), weights, &plan.stage1.checkpoint_dir)?;
     }
     Ok((made, pretrained))
-}
-
-fn width(plan: &Plan) -> i64 {
-    plan.config.model.vision.architecture.width()
-}
-
-fn qformer_config(
-    config: &Config,
-    sizes: &BertSizes,
-    phase: Phase,
-    wordpiece: &WordPiece,
-    encoder_hidden_size: i64,
-) -> QformerConfig {
-    let qformer = &config.model.qformer;
-    let text = (phase == Phase::Stage1).then(|| TextBranchConfig {
-        vocab_size: wordpiece.vocab_size() as i64,
-        max_position_embeddings: sizes.max_position_embeddings,
-        decoder_start_id: wordpiece.special().bos,
-    });
-    QformerConfig {
-        hidden_size: sizes.hidden_size,
-        num_hidden_layers: sizes.num_hidden_layers,
-        num_attention_heads: sizes.num_attention_heads,
-        intermediate_size: sizes.intermediate_size,
-        cross_attention_freq: qformer.cross_attention_freq,
-        num_query_tokens: qformer.num_query_tokens,
-        encoder_hidden_size,
-        layer_norm_eps: sizes.layer_norm_eps,
-        dropout: qformer.dropout,
-        text,
-    }
-}
-
-fn stage1_config(config: &Config, qformer: QformerConfig) -> Stage1Config {
-    Stage1Config {
-        qformer,
-        projection_size: config.model.qformer.projection_size,
-        negative_weighting: config.model.qformer.negative_weighting,
-        itg_weighting: ItgWeighting::GlobalTokens,
-    }
 }
 
 /// All of a stage 2 but its projection into the language model: what stage 1 must have trained.
@@ -251,23 +192,4 @@ pub(crate) fn copy_weights(
         return Ok(());
     }
     Err(TrainError::Weights { path: path.to_owned(), detail: problems.join("; ") })
-}
-
-/// Trainable parameters of each stage, and what a step reduces, without training anything.
-///
-/// # Errors
-/// [`TrainError::Read`] or [`TrainError::Weights`] when the BERT folder is not there.
-pub(crate) fn describe(plan: &Plan) -> Result<String, TrainError> {
-    let qformer = &plan.config.model.qformer;
-    let sizes: BertSizes = read_json(&qformer.init.join("config.json"))?;
-    let wordpiece = WordPiece::from_vocab(&qformer.init.join("vocab.txt"))?;
-    // The meta device has shapes and no memory; tch cannot name it, so a CPU store is made and dropped.
-    let store = nn::VarStore::new(Device::Cpu);
-    let config = qformer_config(&plan.config, &sizes, Phase::Stage1, &wordpiece, width(plan));
-    let _stage1 = Stage1::new(&store.root(), &stage1_config(&plan.config, config));
-    let parameters: usize = store.trainable_variables().iter().map(Tensor::numel).sum();
-    Ok(format!(
-        "  stage1: {parameters} trainable parameters, {:.1} MB reduced per step",
-        4e-6 * parameters as f64
-    ))
 }

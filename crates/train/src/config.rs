@@ -3,11 +3,11 @@
 //! `Config` mirrors the file and is only parsed; every derived number is made once, in [`crate::plan::Plan`].
 //! Unknown keys are refused with their line and a "did you mean".
 
-use std::path::{Path, PathBuf};
+mod file;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-
-use crate::error::TrainError;
 
 /// The whole run: data, models, both stages, evaluation.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -144,6 +144,9 @@ pub struct VisionConfig {
 pub struct QformerConfig {
     /// Folder with a BERT's `model.safetensors` and `vocab.txt`: start of the self-attention and of both feed-forwards.
     pub init: PathBuf,
+    /// Sizes of that BERT: with them a run can be planned where the folder is not. They must agree with it where it is.
+    #[serde(default)]
+    pub bert: Option<BertSizes>,
     /// Learned queries (paper: 32).
     pub num_query_tokens: i64,
     /// Cross-attention in every n-th layer (paper: 2).
@@ -158,12 +161,34 @@ pub struct QformerConfig {
     pub negative_weighting: model::NegativeWeighting,
 }
 
+/// Sizes of a BERT, by the names of its `config.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub struct BertSizes {
+    /// Width D.
+    pub hidden_size: i64,
+    /// Layers.
+    pub num_hidden_layers: i64,
+    /// Heads.
+    pub num_attention_heads: i64,
+    /// Inner width of the feed-forwards.
+    pub intermediate_size: i64,
+    /// Longest text.
+    pub max_position_embeddings: i64,
+    /// Word pieces, without the `[DEC]` that we add.
+    pub vocab_size: i64,
+    /// BERT: 1e-12.
+    pub layer_norm_eps: f64,
+}
+
 /// The frozen language model.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LanguageConfig {
     /// A Hugging Face folder: `model.safetensors`, `config.json`, `tokenizer.json`.
     pub weights: PathBuf,
+    /// Width of its embeddings: with it a run can be planned where the folder is not.
+    #[serde(default)]
+    pub hidden_size: Option<i64>,
     /// Read before the image: for a chat model, the start of the user's turn.
     #[serde(default)]
     pub opening: String,
@@ -232,6 +257,9 @@ pub struct EvaluationConfig {
     pub splits: Vec<SplitConfig>,
     /// Candidates of each query that ITM scores again (LAVIS: 128).
     pub rerank_candidates: usize,
+    /// Weight w of the similarity in a re-ranked pair's score, ITM logit + w x cosine. LAVIS's is 1.
+    #[serde(default = "default_one")]
+    pub rerank_itc_weight: f64,
     /// Captions are generated for at most this many pictures of a split, chosen by the seed.
     pub max_captions: usize,
     /// Train a second stage 2 from a fresh Q-Former for comparison (paper fig. 5).
@@ -307,92 +335,4 @@ fn default_one() -> f64 {
 }
 fn default_gallery() -> usize {
     24
-}
-
-impl Config {
-    /// Reads `path` and applies `--set key=value` overrides.
-    ///
-    /// # Errors
-    /// [`TrainError::Config`] naming the file, the key, the line and what to do.
-    pub fn read(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
-        let refuse = |detail: String| TrainError::Config { path: path.to_owned(), detail };
-        let plain: Self = toml::from_str(&text).map_err(|error| refuse(explain(&error)))?;
-        if overrides.is_empty() {
-            return Ok(plain);
-        }
-        let mut table: toml::Table = toml::from_str(&text).map_err(|error| refuse(explain(&error)))?;
-        for assignment in overrides {
-            assign(&mut table, assignment).map_err(|why| refuse(format!("--set {assignment}: {why}")))?;
-        }
-        serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
-            let key = error.path().to_string();
-            refuse(format!("--set: {key}: {}", error.into_inner().message()))
-        })
-    }
-
-    /// The file as it was understood, defaults written out; kept beside the run and in every checkpoint.
-    ///
-    /// # Errors
-    /// [`TrainError::Config`] when a value has no TOML form.
-    pub fn to_toml(&self) -> Result<String, TrainError> {
-        toml::to_string_pretty(self)
-            .map_err(|e| TrainError::Config { path: self.run.dir.clone(), detail: e.to_string() })
-    }
-}
-
-/// toml's message (it has line, column and a caret), with the nearest known key where one was misspelt.
-fn explain(error: &toml::de::Error) -> String {
-    let message = error.message();
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    match quoted.split_first() {
-        Some((typo, known)) if message.starts_with("unknown field") => {
-            let nearest = known.iter().min_by_key(|key| edit_distance(typo, key));
-            match nearest.filter(|key| edit_distance(typo, key) <= 3) {
-                Some(key) => format!("{error}did you mean `{key}`?"),
-                None => error.to_string(),
-            }
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// Levenshtein distance in bytes; keys are ASCII.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
-/// Puts `a.b.c=value` into the table; the value is TOML, or a bare string.
-fn assign(table: &mut toml::Table, assignment: &str) -> Result<(), String> {
-    let (key, value) = assignment.split_once('=').ok_or("expected key=value")?;
-    let value = value.trim();
-    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"))
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut place = table;
-    let mut parts = key.trim().split('.').peekable();
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            place.insert(part.to_owned(), parsed);
-            return Ok(());
-        }
-        place = place
-            .entry(part)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            .as_table_mut()
-            .ok_or_else(|| format!("`{part}` is not a table"))?;
-    }
-    Err("the key is empty".into())
 }

@@ -17,6 +17,7 @@ mod pairs;
 mod phases;
 mod plan;
 mod session;
+mod sizes;
 mod stage;
 mod state;
 mod status;
@@ -39,12 +40,37 @@ pub fn run_dir(path: &Path, overrides: &[String]) -> Result<PathBuf, TrainError>
     Ok(Config::read(path, overrides)?.run.dir)
 }
 
-/// Every derived number of a run, as text, for the world in the environment.
+/// Every derived number of a run, as text, for a world of `world_size` ranks. Nothing is read but configs, and no weight
+/// is given memory.
 ///
 /// # Errors
 /// [`TrainError`] with exit code 78 when the config does not describe a run.
-pub fn describe(path: &Path, overrides: &[String]) -> Result<String, TrainError> {
+pub fn describe(path: &Path, overrides: &[String], world_size: usize) -> Result<String, TrainError> {
     let config = Config::read(path, overrides)?;
-    let plan = Plan::new(config, launch::World::from_env()?, path)?;
-    Ok(format!("{}\n{}", plan.describe(), build::describe(&plan)?))
+    let world = launch::World { world_size, local_world_size: world_size, ..launch::World::from_env()? };
+    let plan = Plan::new(config, world, path)?;
+    let mut text = plan.describe();
+    for phase in [monitor::Phase::Stage1, monitor::Phase::Stage2] {
+        let parameters = sizes::trainable_parameters(&plan.config, phase)?;
+        text += &format!(
+            "\n  {}: {} trainable parameters, {:.1} MB reduced per step and rank",
+            phase.name(),
+            grouped(parameters),
+            4e-6 * parameters as f64
+        );
+    }
+    Ok(text)
+}
+
+/// `186705470` as `186,705,470`.
+fn grouped(count: i64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }

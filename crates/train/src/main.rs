@@ -24,7 +24,13 @@ enum Command {
     /// Print the run folder of a config, or what is wrong with it.
     RunDir(RunArgs),
     /// Print the derived numbers of a run without starting it.
-    Plan(RunArgs),
+    Plan {
+        #[command(flatten)]
+        run: RunArgs,
+        /// Ranks in all.
+        #[arg(long, default_value_t = 1)]
+        world_size: usize,
+    },
     /// Compare numerics with reference cases.
     Verify {
         /// Folders of cases.
@@ -59,7 +65,9 @@ fn main() -> ExitCode {
         Command::RunDir(args) => {
             train::run_dir(&args.config, &args.overrides).map(|dir| println!("{}", dir.display()))
         }
-        Command::Plan(args) => train::describe(&args.config, &args.overrides).map(|text| println!("{text}")),
+        Command::Plan { run, world_size } => {
+            train::describe(&run.config, &run.overrides, world_size).map(|text| println!("{text}"))
+        }
         Command::Verify { cases, json } => train::verify::verify(&cases, json),
         Command::VerifyRank { case, out } => train::verify::verify_rank(&case, &out),
     };

@@ -17,7 +17,7 @@ use crate::checkpoints::{self, Checkpoints, HandedOver, Origin};
 use crate::config::Config;
 use crate::corpus::Corpus;
 use crate::error::TrainError;
-use crate::evaluate::{self, Split};
+use crate::evaluate::{self, Rerank, Split};
 use crate::optim::AdamW;
 use crate::pairs::{PairSource, StageTokenizer};
 use crate::plan::StagePlan;
@@ -114,9 +114,9 @@ impl Run {
         ));
         session.metrics.begin_phase(plan.phase, plan.steps, state.step);
         let (device, autocast) = (session.plan.device, session.plan.autocast);
-        let candidates = session.plan.config.evaluation.rerank_candidates;
+        let how = Rerank::of(&session.plan.config.evaluation);
         let validate = |stage: &Stage, group: &dyn ProcessGroup| {
-            torch_bridge::autocast(device, autocast, || selection_score(stage, splits, candidates, group))
+            torch_bridge::autocast(device, autocast, || selection_score(stage, splits, how, group))
         };
         let config = session.plan.config.clone();
         let pairs = pair_source(session, &config, tools, train, plan.phase);
@@ -240,18 +240,19 @@ fn pair_source<'a>(
 fn selection_score(
     stage: &Stage,
     splits: &[Split],
-    candidates: usize,
+    how: Rerank,
     group: &dyn ProcessGroup,
 ) -> Result<Validation, TrainError> {
     let mut metrics = BTreeMap::new();
     let mut scores = Vec::new();
     if let Stage::One(stage1, _) = stage {
         for split in splits.iter().filter(|split| split.select) {
-            let found = evaluate::reranked(stage1, split, candidates, group, &|_| Ok(()))?;
+            let found = evaluate::reranked(stage1, split, how, group, &|_| Ok(()))?;
             for (way, itc, itm) in
                 [("i2t", found.itc.i2t, found.itm.i2t), ("t2i", found.itc.t2i, found.itm.t2i)]
             {
                 metrics.insert(format!("{}_itc_{way}_r1", split.name), itc.r1);
+                metrics.insert(format!("{}_itc_{way}_r10", split.name), itc.r10);
                 metrics.insert(format!("{}_{way}_r1", split.name), itm.r1);
                 metrics.insert(format!("{}_{way}_r10", split.name), itm.r10);
                 scores.extend([itm.r1, itm.r10]);

@@ -210,6 +210,7 @@ fn check(config: &Config) -> Result<(), String> {
         (qformer.projection_size > 0, "model.qformer.projection_size must be at least 1"),
         (config.model.language.max_new_tokens >= 2, "model.language.max_new_tokens must be at least 2"),
         (evaluation.rerank_candidates > 0, "evaluation.rerank_candidates must be at least 1"),
+        (evaluation.rerank_itc_weight >= 0.0, "evaluation.rerank_itc_weight must be 0 or more"),
         (
             evaluation.max_captions > 1,
             "evaluation.max_captions must be at least 2: one picture cannot be shuffled",

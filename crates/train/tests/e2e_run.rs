@@ -215,7 +215,8 @@ fn the_plan_tells_what_a_step_will_reduce() {
     assert!(!world.path("run").exists() && !world.path("features").exists(), "a plan is only words");
     let line =
         text.lines().find(|line| line.contains("trainable parameters")).expect("a line with parameters");
-    let parameters: u64 = line.split_whitespace().find_map(|word| word.parse().ok()).expect("a number");
+    let parameters: u64 =
+        line.split_whitespace().find_map(|word| word.replace(',', "").parse().ok()).expect("a number");
 
     Launch {
         ranks: 1,

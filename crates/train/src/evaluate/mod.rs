@@ -21,8 +21,8 @@ use crate::stage::Stage;
 use crate::tensors::all_to_torch;
 
 use captions::Captions;
+pub(crate) use retrieval::{Rerank, rerank, reranked};
 use retrieval::{Retrieval, TwoWays};
-pub(crate) use retrieval::{rerank, reranked};
 pub(crate) use split::Split;
 
 /// What was measured on one split.
@@ -137,10 +137,11 @@ fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitRes
         }
     };
     let group = session.group.as_ref();
+    let how = Rerank::of(config);
     let mut results = BTreeMap::new();
     for split in shown {
         let Stage::One(stage1, _) = &stages.stage1 else { unreachable!("loaded as stage 1") };
-        let retrieval = retrieval::reranked(stage1, split, config.rerank_candidates, group, &progress)?;
+        let retrieval = retrieval::reranked(stage1, split, how, group, &progress)?;
         let pictures = split.subset(config.max_captions);
         let writer = captions::Writer { split, pictures, lm: &tools.lm_captions, group, progress: &progress };
         let captions = writer.captions(&stages.stage2, stages.without_stage1.as_ref())?;

@@ -1,7 +1,8 @@
 //! Image-text retrieval on a split: ITC scores, and the best candidates scored again by ITM (spec 7.6).
 //!
-//! Score of a re-ranked pair = class-1 ITM logit, mean over queries, + ITC similarity without temperature; all other pairs
-//! rank behind, in their order. Each direction has candidates of its own; a pair that is one in both is computed once.
+//! Score of a re-ranked pair = class-1 ITM logit, mean over queries, + w x ITC similarity (cosine, w = 1 in LAVIS); all
+//! other pairs rank behind, in their order. Each direction has candidates of its own; a pair that is one in both is
+//! computed once. With w = 1 / temperature the two heads' evidence counts alike, both are then log-odds.
 
 use std::collections::BTreeSet;
 
@@ -11,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Progress;
 use super::split::Split;
+use crate::config::EvaluationConfig;
 use crate::error::TrainError;
 
 /// Score of a pair that was no candidate (LAVIS's).
@@ -19,6 +21,23 @@ const NOT_A_CANDIDATE: f64 = -100.0;
 const IMAGES_AT_ONCE: usize = 64;
 /// Pairs in one ITM forward.
 const PAIRS_AT_ONCE: usize = 192;
+
+/// How ITC's best are ranked again.
+#[derive(Clone, Copy, Debug)]
+pub struct Rerank {
+    /// Candidates of each query that ITM scores.
+    pub candidates: usize,
+    /// Weight of the cosine beside the ITM logit.
+    pub itc_weight: f64,
+}
+
+impl Rerank {
+    /// As the config says.
+    #[must_use]
+    pub fn of(config: &EvaluationConfig) -> Self {
+        Self { candidates: config.rerank_candidates, itc_weight: config.rerank_itc_weight }
+    }
+}
 
 /// Recall at 1, 5, 10 both ways, 0 to 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,22 +78,23 @@ pub fn similarities(stage1: &Stage1, split: &Split, device: Device) -> Result<Te
     Ok(Tensor::cat(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Float))
 }
 
-/// Recalls by ITC and after re-ranking the best `candidates` of each query; ranks share the pictures.
+/// Recalls by ITC and after re-ranking the best candidates of each query; ranks share the pictures.
 ///
 /// # Errors
 /// [`TrainError::Read`], or a lost peer.
 pub fn reranked(
     stage1: &Stage1,
     split: &Split,
-    candidates: usize,
+    how: Rerank,
     group: &dyn ProcessGroup,
     progress: Progress<'_>,
 ) -> Result<Retrieval, TrainError> {
     let similarity = similarities(stage1, split, group.device())?;
-    let candidates = candidates.min(split.len()) as i64;
-    let logits = itm_matrix(stage1, split, &candidate_texts(&similarity, candidates), group, progress)?;
-    let by_image = ranked(&similarity, &logits, candidates);
-    let by_text = ranked(&similarity.tr(), &logits.tr(), candidates);
+    let how = Rerank { candidates: how.candidates.min(split.len()), ..how };
+    let wanted = candidate_texts(&similarity, how.candidates as i64);
+    let logits = itm_matrix(stage1, split, &wanted, group, progress)?;
+    let by_image = ranked(&similarity, &logits, how);
+    let by_text = ranked(&similarity.tr(), &logits.tr(), how);
     let best_text = Vec::<i64>::try_from(by_image.argmax(1, false)).unwrap_or_default();
     Ok(Retrieval {
         itc: recalls(&similarity),
@@ -84,16 +104,17 @@ pub fn reranked(
 }
 
 /// [`rerank`], with the others in the order of their similarity: re-ranking few candidates says nothing of the rest.
-fn ranked(similarity: &Tensor, logits: &Tensor, candidates: i64) -> Tensor {
-    let scores = rerank(similarity, logits, candidates);
+fn ranked(similarity: &Tensor, logits: &Tensor, how: Rerank) -> Tensor {
+    let scores = rerank(similarity, logits, how);
     let others = scores.eq(NOT_A_CANDIDATE).to_kind(Kind::Float);
     scores + others * similarity
 }
 
-/// The best `candidates` of each row score similarity + logit, all others [`NOT_A_CANDIDATE`]; both `[R, C]`.
-pub(crate) fn rerank(similarity: &Tensor, logits: &Tensor, candidates: i64) -> Tensor {
-    let (_, best) = similarity.topk(candidates.min(similarity.size()[1]), 1, true, true);
-    let scores = (similarity + logits).gather(1, &best, false);
+/// The best candidates of each row score logit + w x similarity, all others [`NOT_A_CANDIDATE`]; both `[R, C]`.
+pub(crate) fn rerank(similarity: &Tensor, logits: &Tensor, how: Rerank) -> Tensor {
+    let candidates = (how.candidates as i64).min(similarity.size()[1]);
+    let (_, best) = similarity.topk(candidates, 1, true, true);
+    let scores = (similarity * how.itc_weight + logits).gather(1, &best, false);
     similarity.full_like(NOT_A_CANDIDATE).scatter(1, &best, &scores)
 }
 

@@ -7,7 +7,7 @@ use super::case::{Case, INPUTS};
 use super::sheet::{Row, Sheet};
 use super::stage1::Model;
 use crate::error::TrainError;
-use crate::evaluate::rerank;
+use crate::evaluate::{Rerank, rerank};
 
 /// Runs the case; weights and sizes are those of the case beside it that `weights_from` names.
 pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
@@ -19,7 +19,7 @@ pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
     let texts =
         TextInput { ids: tensors.with_dims("input_ids", 2)?, mask: tensors.with_dims("attention_mask", 2)? };
     let features = model.vision.forward(&tensors.with_dims("image", 4)?);
-    let candidates: i64 = case.value("data", "k_test")?;
+    let how = Rerank { candidates: case.value("data", "k_test")?, itc_weight: 1.0 };
 
     let stage1 = &model.stage1;
     let images = stage1.encode_images(&features);
@@ -33,8 +33,8 @@ pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
     // [I, Q, E] x [E, N]; the best query speaks for the image, and nothing is divided by a temperature.
     let similarity = images.projections.matmul(&text_feats.tr()).amax([1], false);
     let logits = all_logits(stage1, &images, &texts, n_images);
-    sheet.close("score_i2t", &rerank(&similarity, &logits, candidates), limit);
-    sheet.close("score_t2i", &rerank(&similarity.tr(), &logits.tr(), candidates), limit);
+    sheet.close("score_i2t", &rerank(&similarity, &logits, how), limit);
+    sheet.close("score_t2i", &rerank(&similarity.tr(), &logits.tr(), how), limit);
     Ok(sheet.finish())
 }
 

@@ -1,0 +1,142 @@
+//! Sizes of the models of a run: what a plan and the trainable parts need to know of weights, before any are read.
+
+use std::fs;
+use std::path::Path;
+
+use data::WordPiece;
+use model::{ItgWeighting, LanguageConfig, QformerConfig, Stage1Config, TextBranchConfig};
+use monitor::Phase;
+use serde::de::DeserializeOwned;
+
+use crate::config::{BertSizes, Config};
+use crate::error::TrainError;
+
+/// Reads a JSON file of a weights folder.
+///
+/// # Errors
+/// [`TrainError::Read`] or [`TrainError::Weights`] naming the file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TrainError> {
+    let text = fs::read(path).map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text)
+        .map_err(|error| TrainError::Weights { path: path.to_owned(), detail: error.to_string() })
+}
+
+/// The BERT that the Q-Former starts from: its folder's `config.json`, or `model.qformer.bert` where that is given.
+///
+/// # Errors
+/// [`TrainError::Read`] when neither is there, [`TrainError::Weights`] when they disagree.
+pub(crate) fn bert(config: &Config) -> Result<BertSizes, TrainError> {
+    let qformer = &config.model.qformer;
+    let path = qformer.init.join("config.json");
+    match qformer.bert {
+        Some(given) if !path.exists() => Ok(given),
+        Some(given) => {
+            let found: BertSizes = read_json(&path)?;
+            if found == given {
+                return Ok(given);
+            }
+            let detail = format!("holds {found:?}, but model.qformer.bert says {given:?}");
+            Err(TrainError::Weights { path, detail })
+        }
+        None => read_json(&path),
+    }
+}
+
+/// L, the width of the language model's embeddings: from its `config.json`, or `model.language.hidden_size` where that is
+/// given.
+///
+/// # Errors
+/// [`TrainError::Read`] when neither is there, [`TrainError::Weights`] when they disagree.
+pub(crate) fn language_width(config: &Config) -> Result<i64, TrainError> {
+    let language = &config.model.language;
+    let path = language.weights.join("config.json");
+    if let (Some(given), false) = (language.hidden_size, path.exists()) {
+        return Ok(given);
+    }
+    let text = fs::read_to_string(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
+    let refuse = |detail: String| TrainError::Weights { path: path.clone(), detail };
+    let found = LanguageConfig::from_hf_json(&text).map_err(|error| refuse(error.to_string()))?.hidden_size();
+    match language.hidden_size {
+        Some(given) if given != found => {
+            Err(refuse(format!("is {found} wide, but model.language.hidden_size says {given}")))
+        }
+        _ => Ok(found),
+    }
+}
+
+/// The words of stage 1, `[DEC]` among them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vocabulary {
+    size: i64,
+    decoder_start_id: i64,
+}
+
+impl From<&WordPiece> for Vocabulary {
+    fn from(wordpiece: &WordPiece) -> Self {
+        Self { size: wordpiece.vocab_size() as i64, decoder_start_id: wordpiece.special().bos }
+    }
+}
+
+impl Vocabulary {
+    /// Of the folder's `vocab.txt`; where that is not here, BERT's words with `[DEC]` behind them.
+    fn of(config: &Config, bert: &BertSizes) -> Result<Self, TrainError> {
+        let path = config.model.qformer.init.join("vocab.txt");
+        match path.exists() {
+            true => Ok(Self::from(&WordPiece::from_vocab(&path)?)),
+            false => Ok(Self { size: bert.vocab_size + 1, decoder_start_id: bert.vocab_size }),
+        }
+    }
+}
+
+/// The Q-Former of a phase: only stage 1 has a text branch.
+pub(crate) fn qformer(
+    config: &Config,
+    bert: &BertSizes,
+    vocabulary: Vocabulary,
+    phase: Phase,
+) -> QformerConfig {
+    let qformer = &config.model.qformer;
+    let text = (phase == Phase::Stage1).then_some(TextBranchConfig {
+        vocab_size: vocabulary.size,
+        max_position_embeddings: bert.max_position_embeddings,
+        decoder_start_id: vocabulary.decoder_start_id,
+    });
+    QformerConfig {
+        hidden_size: bert.hidden_size,
+        num_hidden_layers: bert.num_hidden_layers,
+        num_attention_heads: bert.num_attention_heads,
+        intermediate_size: bert.intermediate_size,
+        cross_attention_freq: qformer.cross_attention_freq,
+        num_query_tokens: qformer.num_query_tokens,
+        encoder_hidden_size: config.model.vision.architecture.width(),
+        layer_norm_eps: bert.layer_norm_eps,
+        dropout: qformer.dropout,
+        text,
+    }
+}
+
+/// Stage 1 around its Q-Former.
+pub(crate) fn stage1(config: &Config, bert: &BertSizes, vocabulary: Vocabulary) -> Stage1Config {
+    Stage1Config {
+        qformer: qformer(config, bert, vocabulary, Phase::Stage1),
+        projection_size: config.model.qformer.projection_size,
+        negative_weighting: config.model.qformer.negative_weighting,
+        itg_weighting: ItgWeighting::GlobalTokens,
+    }
+}
+
+/// Trainable parameters of a phase.
+///
+/// # Errors
+/// As [`bert`] and [`language_width`].
+pub(crate) fn trainable_parameters(config: &Config, phase: Phase) -> Result<i64, TrainError> {
+    let bert = bert(config)?;
+    let vocabulary = Vocabulary::of(config, &bert)?;
+    match phase {
+        Phase::Stage1 => Ok(stage1(config, &bert, vocabulary).parameters()),
+        _ => {
+            let qformer = qformer(config, &bert, vocabulary, phase);
+            Ok(model::stage2_parameters(&qformer, language_width(config)?))
+        }
+    }
+}
