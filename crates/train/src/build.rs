@@ -9,7 +9,7 @@ use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
 use model::{LanguageConfig, LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
 use monitor::Phase;
 use serde::Deserialize;
-use tch::{Kind, Tensor, nn, no_grad};
+use tch::{Tensor, nn, no_grad};
 
 use crate::config::{BertSizes, Config};
 use crate::error::TrainError;
@@ -65,9 +65,7 @@ fn language_model(folder: &Path, plan: &Plan) -> Result<LanguageModel, TrainErro
         .map_err(|error| TrainError::Weights { path, detail: error.to_string() })?;
     let path = folder.join(WEIGHTS_FILE);
     let mut weights = Weights::new(tensors::read(&path)?);
-    // Frozen: half precision costs nothing (paper section 3.4), where the hardware multiplies it fast.
-    let kind = plan.autocast.unwrap_or(Kind::Float);
-    let language_model = LanguageModel::new(&config, &mut weights, kind, plan.device);
+    let language_model = LanguageModel::new(&config, &mut weights, plan.language_kind, plan.device);
     finish(weights, path)?;
     Ok(language_model)
 }
@@ -107,8 +105,7 @@ pub(crate) fn encoder(plan: &Plan) -> Result<Encoder, TrainError> {
     let vision = &plan.config.model.vision;
     let path = vision.weights.join(WEIGHTS_FILE);
     let weights_digest = file_digest(&path)?;
-    // Frozen: half precision where the hardware multiplies it fast; it is cached in 16 bits anyway.
-    let kind = plan.autocast.unwrap_or(Kind::Float);
+    let kind = plan.vision_kind;
     // Ranks of one run must name one file: the kind of device counts, not its number.
     let made_by =
         format!("{weights_digest} {:?} cuda {} {kind:?}", vision.architecture, plan.device.is_cuda());

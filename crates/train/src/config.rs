@@ -61,7 +61,7 @@ pub enum DeviceChoice {
     Cuda,
 }
 
-/// The dtype of matrix products in the trainable part (weights stay fp32).
+/// The dtype of matrix products in a part of the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputeDtype {
@@ -70,8 +70,10 @@ pub enum ComputeDtype {
     Auto,
     /// IEEE single.
     Fp32,
-    /// bfloat16 autocast.
+    /// bfloat16.
     Bf16,
+    /// IEEE half; in the trainable part with dynamic loss scaling.
+    Fp16,
 }
 
 /// Where the pairs come from and how they are turned into examples.
@@ -136,6 +138,9 @@ pub struct VisionConfig {
     pub weights: PathBuf,
     /// Which architecture, with its sizes.
     pub architecture: model::VisionConfig,
+    /// Of its weights and matrix products; `auto` is what the trainable part computes in.
+    #[serde(default)]
+    pub dtype: ComputeDtype,
 }
 
 /// The trainable bridge: a BERT with queries and cross-attention.
@@ -189,6 +194,9 @@ pub struct LanguageConfig {
     /// Width of its embeddings: with it a run can be planned where the folder is not.
     #[serde(default)]
     pub hidden_size: Option<i64>,
+    /// Of its weights and matrix products; `auto` is what the trainable part computes in.
+    #[serde(default)]
+    pub dtype: ComputeDtype,
     /// Read before the image: for a chat model, the start of the user's turn.
     #[serde(default)]
     pub opening: String,

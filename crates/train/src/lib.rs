@@ -11,6 +11,7 @@ mod evaluate;
 mod feature_file;
 mod features;
 mod ledger;
+mod loss_scale;
 mod names;
 mod optim;
 mod pairs;

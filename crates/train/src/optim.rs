@@ -205,14 +205,15 @@ impl AdamW {
     }
 }
 
-/// The joint norm of `gradients`, and what to divide them by so that it is at most `max_norm`.
+/// The joint norm of `gradients` once they are divided by `scale`, and what to divide them by so that it is at most
+/// `max_norm`.
 ///
 /// Summed in a fixed order on one device, so equal gradients give equal norms on every rank.
-pub fn clip(gradients: &[Tensor], max_norm: Option<f64>) -> (f64, f64) {
+pub fn clip(gradients: &[Tensor], scale: f64, max_norm: Option<f64>) -> (f64, f64) {
     no_grad(|| {
         let norms: Vec<Tensor> = gradients.iter().map(|g| g.norm().to_kind(Kind::Double)).collect();
-        let total = Tensor::stack(&norms, 0).norm().double_value(&[]);
+        let total = Tensor::stack(&norms, 0).norm().double_value(&[]) / scale;
         let divisor = max_norm.map_or(1.0, |limit| ((total + 1e-6) / limit).max(1.0));
-        (total, divisor)
+        (total, scale * divisor)
     })
 }

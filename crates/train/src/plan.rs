@@ -21,6 +21,10 @@ pub struct Plan {
     pub device: Device,
     /// Autocast dtype of the trainable part; `None` = fp32.
     pub autocast: Option<Kind>,
+    /// Dtype of the frozen encoder's matrix products.
+    pub vision_kind: Kind,
+    /// Dtype of the frozen language model's matrix products.
+    pub language_kind: Kind,
     /// Representation learning.
     pub stage1: StagePlan,
     /// Generative learning on top of stage 1.
@@ -93,7 +97,11 @@ impl Plan {
     pub fn new(config: Config, world: World, path: &Path) -> Result<Self, TrainError> {
         check(&config).map_err(|detail| TrainError::Config { path: path.to_owned(), detail })?;
         let device = device(&config, &world, path)?;
-        let autocast = autocast(config.run.compute_dtype, device);
+        let kind = kind(config.run.compute_dtype, fast_kind(device));
+        // Frozen: half precision costs nothing (paper section 3.4), where the hardware multiplies it fast.
+        let vision_kind = self::kind(config.model.vision.dtype, kind);
+        let language_kind = self::kind(config.model.language.dtype, kind);
+        let autocast = (kind != Kind::Float).then_some(kind);
         let stage = |phase, stage: &StageConfig, key: &str| {
             StagePlan::new(phase, stage, key, &config.run.dir, world.world_size)
                 .map_err(|detail| TrainError::Config { path: path.to_owned(), detail })
@@ -114,19 +122,31 @@ impl Plan {
             true => Some(stage(Phase::Stage2WithoutStage1, &config.stage2, "stage2")?),
             false => None,
         };
-        Ok(Self { config, world, device, autocast, stage1, stage2, stage2_without_stage1 })
+        Ok(Self {
+            config,
+            world,
+            device,
+            autocast,
+            vision_kind,
+            language_kind,
+            stage1,
+            stage2,
+            stage2_without_stage1,
+        })
     }
 
     /// The lines that `blip2 plan` and the start of a run print.
     #[must_use]
     pub fn describe(&self) -> String {
         let mut text = format!(
-            "run {} in {}: {} rank(s) on {:?}, forward in {}",
+            "run {} in {}: {} rank(s) on {:?}, forward in {}; frozen image encoder in {:?}, language model in {:?}",
             self.config.run.name,
             self.config.run.dir.display(),
             self.world.world_size,
             self.device,
             self.autocast.map_or("fp32".into(), |kind| format!("{kind:?} autocast")),
+            self.vision_kind,
+            self.language_kind,
         );
         for stage in [Some(&self.stage1), Some(&self.stage2), self.stage2_without_stage1.as_ref()]
             .into_iter()
@@ -252,12 +272,20 @@ fn device(config: &Config, world: &World, path: &Path) -> Result<Device, TrainEr
     }
 }
 
-fn autocast(choice: ComputeDtype, device: Device) -> Option<Kind> {
+/// What the hardware multiplies fastest without loss of range.
+fn fast_kind(device: Device) -> Kind {
+    match device.is_cuda() || torch_bridge::cpu_has_fast_bf16() {
+        true => Kind::BFloat16,
+        false => Kind::Float,
+    }
+}
+
+fn kind(choice: ComputeDtype, auto: Kind) -> Kind {
     match choice {
-        ComputeDtype::Fp32 => None,
-        ComputeDtype::Bf16 => Some(Kind::BFloat16),
-        ComputeDtype::Auto if device.is_cuda() || torch_bridge::cpu_has_fast_bf16() => Some(Kind::BFloat16),
-        ComputeDtype::Auto => None,
+        ComputeDtype::Auto => auto,
+        ComputeDtype::Fp32 => Kind::Float,
+        ComputeDtype::Bf16 => Kind::BFloat16,
+        ComputeDtype::Fp16 => Kind::Half,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::loss_scale::LossScale;
+
 /// Progress of one phase. Random numbers need no state: each is a pure function of the seed and of a position.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
@@ -17,6 +19,9 @@ pub struct TrainState {
     pub not_finite_in_a_row: u64,
     /// Steps left out because of that.
     pub steps_skipped: u64,
+    /// What fp16's losses are multiplied by.
+    #[serde(default)]
+    pub loss_scale: LossScale,
 }
 
 /// A validated step.

@@ -92,6 +92,7 @@ impl Trainer<'_> {
     /// Forward, backward, reduce, decide together, update.
     fn step(&mut self, micro_batches: &[MicroBatch]) -> Result<StepReport, TrainError> {
         let mut losses = Vec::with_capacity(micro_batches.len());
+        let scale = self.state.loss_scale.factor(self.session.plan.autocast);
         let weights = stage::weights(micro_batches, self.session.group.as_ref())?;
         for (batch, weight) in micro_batches.iter().zip(weights) {
             // Dropout's generator is set anew for each forward: no state to resume, and ranks differ.
@@ -101,7 +102,7 @@ impl Trainer<'_> {
                     self.stage.losses(batch, self.session.group.as_ref())
                 })?;
             let step_losses = step_losses.weighted(weight);
-            step_losses.total.backward();
+            (&step_losses.total * scale).backward();
             losses.push(step_losses);
         }
         let gradients = self.optimizer.gradients();
@@ -109,7 +110,7 @@ impl Trainer<'_> {
         let bytes_reduced =
             collectives::all_reduce_mean_bucketed(self.session.group.as_ref(), &gradients, BUCKET_BYTES)?;
         let comm_seconds = reducing.elapsed().as_secs_f64();
-        let (grad_norm, grad_divisor) = clip(&gradients, self.plan.optim.max_grad_norm);
+        let (grad_norm, grad_divisor) = clip(&gradients, scale, self.plan.optim.max_grad_norm);
         let own = Status::of(&losses, grad_norm, self.session.stop.requested());
         let status = own.all_reduce(self.session.group.as_ref())?;
         let lr = self.plan.schedule.lr(self.state.step);
@@ -125,6 +126,7 @@ impl Trainer<'_> {
         self.state.step += 1;
         self.state.pairs_seen += self.plan.global_batch as u64;
         self.state.train_seconds += step_seconds;
+        self.state.loss_scale.update(report.status.finite);
         if report.status.finite {
             self.state.not_finite_in_a_row = 0;
         } else {

@@ -107,7 +107,7 @@ fn bert() -> TensorMap {
 fn bert_config() -> serde_json::Value {
     serde_json::json!({
         "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": HIDDEN,
-        "max_position_embeddings": TEXT_POSITIONS, "layer_norm_eps": 1e-12,
+        "max_position_embeddings": TEXT_POSITIONS, "layer_norm_eps": 1e-12, "vocab_size": SPECIAL.len() + words().len(),
     })
 }
 
