@@ -13,6 +13,8 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug)]
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
+    /// What is not there is drawn, not missing.
+    random: bool,
     ignored: Vec<String>,
     missing: Vec<String>,
     misshapen: Vec<Misshapen>,
@@ -44,7 +46,14 @@ impl Weights {
     /// Takes every tensor of `map`, whatever its kind and device.
     #[must_use]
     pub fn new(map: BTreeMap<String, Tensor>) -> Self {
-        Self { tensors: map, ignored: Vec::new(), missing: Vec::new(), misshapen: Vec::new() }
+        Self { tensors: map, random: false, ignored: Vec::new(), missing: Vec::new(), misshapen: Vec::new() }
+    }
+
+    /// No file: every tensor is drawn from N(0, 0.02²) as it is asked for. For measuring time and memory at a size whose
+    /// weights are not here.
+    #[must_use]
+    pub fn random() -> Self {
+        Self { random: true, ..Self::new(BTreeMap::new()) }
     }
 
     /// Removes and returns `name`, in its own kind; zeros (and a note for [`Weights::finish`]) when it is not there or
@@ -57,6 +66,9 @@ impl Weights {
                 wanted: shape.to_vec(),
                 found: tensor.size(),
             }),
+            None if self.random => {
+                return Tensor::empty(shape, (Kind::Float, Device::Cpu)).normal_(0.0, 0.02);
+            }
             None => self.missing.push(name.to_owned()),
         }
         Tensor::zeros(shape, (Kind::Float, Device::Cpu))

@@ -1,6 +1,7 @@
 //! The one hub: config, plan, step, state, evaluation. Everything else is called from here and calls nobody back.
 
 mod agree;
+pub mod bench;
 mod build;
 mod changes;
 mod checkpoints;

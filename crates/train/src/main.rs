@@ -31,6 +31,17 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         world_size: usize,
     },
+    /// Time and memory of one optimizer step at the sizes of a config, with random weights and inputs.
+    BenchStep {
+        #[command(flatten)]
+        run: RunArgs,
+        /// Pairs in the step.
+        #[arg(long, default_value_t = 2)]
+        pairs: usize,
+        /// Steps that are timed, behind one that is not.
+        #[arg(long, default_value_t = 1)]
+        steps: usize,
+    },
     /// Compare numerics with reference cases.
     Verify {
         /// Folders of cases.
@@ -67,6 +78,9 @@ fn main() -> ExitCode {
         }
         Command::Plan { run, world_size } => {
             train::describe(&run.config, &run.overrides, world_size).map(|text| println!("{text}"))
+        }
+        Command::BenchStep { run, pairs, steps } => {
+            train::bench::step(&run.config, &run.overrides, pairs, steps).map(|text| println!("{text}"))
         }
         Command::Verify { cases, json } => train::verify::verify(&cases, json),
         Command::VerifyRank { case, out } => train::verify::verify_rank(&case, &out),

@@ -125,16 +125,25 @@ pub(crate) fn stage1(config: &Config, bert: &BertSizes, vocabulary: Vocabulary) 
     }
 }
 
+/// Stage 1 as the config sizes it, without any weights: for measuring.
+///
+/// # Errors
+/// As [`bert`].
+pub(crate) fn planned_stage1(config: &Config) -> Result<Stage1Config, TrainError> {
+    let bert = bert(config)?;
+    Ok(stage1(config, &bert, Vocabulary::of(config, &bert)?))
+}
+
 /// Trainable parameters of a phase.
 ///
 /// # Errors
 /// As [`bert`] and [`language_width`].
 pub(crate) fn trainable_parameters(config: &Config, phase: Phase) -> Result<i64, TrainError> {
-    let bert = bert(config)?;
-    let vocabulary = Vocabulary::of(config, &bert)?;
     match phase {
-        Phase::Stage1 => Ok(stage1(config, &bert, vocabulary).parameters()),
+        Phase::Stage1 => Ok(planned_stage1(config)?.parameters()),
         _ => {
+            let bert = bert(config)?;
+            let vocabulary = Vocabulary::of(config, &bert)?;
             let qformer = qformer(config, &bert, vocabulary, phase);
             Ok(model::stage2_parameters(&qformer, language_width(config)?))
         }
