@@ -121,7 +121,7 @@ pub(crate) fn encoder(plan: &Plan) -> Result<Encoder, TrainError> {
 }
 
 /// A stage with its weights: stage 1 from BERT, stage 2 from `stage1` where given, else from BERT too. Second: the names
-/// that came from BERT, by way of stage 1 or not.
+/// that came from BERT and read text, by way of stage 1 or not.
 ///
 /// # Errors
 /// [`TrainError::Weights`] when the weights do not fit.
@@ -149,10 +149,12 @@ pub(crate) fn stage(
         }
     };
     let (Stage::One(_, store) | Stage::Two(_, store)) = &made;
-    let pretrained = model::init_from_bert(store, &tools.bert).map_err(|error| TrainError::Weights {
+    let mut pretrained = model::init_from_bert(store, &tools.bert).map_err(|error| TrainError::Weights {
         path: plan.config.model.qformer.init.join(WEIGHTS_FILE),
         detail: error.to_string(),
     })?;
+    // Copies of text's feed-forward: they are to learn pictures, which BERT knew nothing of.
+    pretrained.retain(|name| !name.contains("_query."));
     if let Some(weights) = stage1 {
         copy_weights(&shared_with_stage1(&made), weights, &plan.stage1.checkpoint_dir)?;
     }

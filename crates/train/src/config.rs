@@ -249,7 +249,7 @@ pub struct OptimConfig {
     /// Gradient norm above which the gradient is scaled down.
     #[serde(default)]
     pub max_grad_norm: Option<f64>,
-    /// Learning-rate factor of what came from the pretrained BERT.
+    /// Learning-rate factor of what came from the pretrained BERT and reads text: all but the feed-forwards of queries.
     #[serde(default = "default_one")]
     pub pretrained_lr_ratio: f64,
     /// Evaluate and hand over an exponential moving average of the weights.
