@@ -1,4 +1,5 @@
-//! What libtorch has and tch does not bind: c10d process groups, the fused AdamW step, autocast dtypes.
+//! What libtorch has and tch does not bind: c10d process groups, the fused AdamW step, autocast dtypes,
+//! recomputation in the backward pass.
 //!
 //! The only crate with `unsafe`. It decides nothing: addresses, timeouts and dtypes come from the caller. A C++ exception
 //! never crosses into Rust; it arrives as [`BridgeError`].
@@ -10,6 +11,7 @@ mod autocast;
 mod cpu;
 mod error;
 mod group;
+mod recompute;
 mod store;
 mod sys;
 
@@ -19,4 +21,5 @@ pub use autocast::autocast;
 pub use cpu::cpu_has_fast_bf16;
 pub use error::BridgeError;
 pub use group::{Communicator, Membership};
+pub use recompute::recomputed;
 pub use store::Store;

@@ -1,6 +1,6 @@
 //! The C side, as `cpp/*.cpp` defines it.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::marker::{PhantomData, PhantomPinned};
 
 use torch_sys::C_tensor;
@@ -30,6 +30,15 @@ pub(crate) struct AutocastState {
     dtype: c_int,
 }
 
+/// `Call` of `cpp/recompute.cpp`.
+pub(crate) type RecomputeCall = unsafe extern "C" fn(
+    closure: *mut c_void,
+    inputs: *const *mut C_tensor,
+    inputs_len: usize,
+    outputs: *const *mut C_tensor,
+    outputs_len: usize,
+) -> c_int;
+
 // Every function that returns `c_int` gives 0, or a code of `cpp/failure.h` and then a malloc'ed text in `message`.
 unsafe extern "C" {
     pub(crate) fn bridge_free_message(message: *mut c_char);
@@ -43,6 +52,20 @@ unsafe extern "C" {
         hyper: *const AdamWStep,
         message: *mut *mut c_char,
     ) -> c_int;
+
+    pub(crate) fn bridge_recomputed(
+        closure: *mut c_void,
+        call: RecomputeCall,
+        drop: unsafe extern "C" fn(*mut c_void),
+        inputs: *const *const C_tensor,
+        inputs_len: usize,
+        parameters: *const *const C_tensor,
+        parameters_len: usize,
+        outputs: *const *mut C_tensor,
+        outputs_len: usize,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_share(to: *mut C_tensor, from: *const C_tensor);
 
     pub(crate) fn bridge_drop_gradients(
         parameters: *const *const C_tensor,
