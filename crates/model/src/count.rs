@@ -89,6 +89,7 @@ mod tests {
             encoder_hidden_size,
             layer_norm_eps: 1e-12,
             dropout: 0.1,
+            gradient_checkpointing: false,
             text: text.then_some(TextBranchConfig {
                 vocab_size: 30523,
                 max_position_embeddings: 512,

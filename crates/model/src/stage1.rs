@@ -11,7 +11,9 @@ use crate::contrast::{Itc, contrast};
 use crate::exchange::{fetch_images, gather_texts};
 use crate::inputs::{Negatives, Stage1Inputs, TextInput, count};
 use crate::negatives::{NegativeWeighting, draw, negative_weights};
-use crate::qformer::{ImageContext, Packing, Qformer, QformerConfig, QueryCache, layer_norm, linear};
+use crate::qformer::{
+    ImageContext, LayerNorm, Packing, Qformer, QformerConfig, QueryCache, layer_norm, linear,
+};
 
 /// Of ITC and ITG (spec 3.1, 3.3).
 pub(crate) const LABEL_SMOOTHING: f64 = 0.1;
@@ -101,7 +103,7 @@ pub struct EncodedImages {
 /// Q-Former, heads and the LayerNorm of the image features: all that is trained.
 #[derive(Debug)]
 pub struct Stage1 {
-    image_norm: nn::LayerNorm,
+    image_norm: LayerNorm,
     qformer: Qformer,
     vision_projection: nn::Linear,
     text_projection: nn::Linear,

@@ -9,12 +9,12 @@ use tch::{Kind, Reduction, Tensor, no_grad};
 
 use crate::inputs::{LmText, Stage2Inputs};
 use crate::language::{self, LanguageModel};
-use crate::qformer::{Qformer, QformerConfig, layer_norm, linear_of};
+use crate::qformer::{LayerNorm, Qformer, QformerConfig, layer_norm, linear_of};
 use crate::stage1::IMAGE_LAYER_NORM_EPS;
 
 /// The trainable part (image LayerNorm, queries, Q-Former without text branch, projection) and the frozen model.
 pub struct Stage2 {
-    image_norm: nn::LayerNorm,
+    image_norm: LayerNorm,
     qformer: Qformer,
     language_projection: nn::Linear,
     language_model: Rc<LanguageModel>,

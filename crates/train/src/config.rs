@@ -161,6 +161,9 @@ pub struct QformerConfig {
     pub projection_size: i64,
     /// Dropout of hidden states and attention probabilities (paper: 0.1).
     pub dropout: f64,
+    /// Layers keep their inputs alone and are computed again in the backward pass: more time, less memory.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// How hard negatives of ITM are drawn: `masked_softmax` or `softmax_plus_eps` (LAVIS 1.0.2).
     #[serde(default)]
     pub negative_weighting: model::NegativeWeighting,

@@ -111,6 +111,7 @@ pub(crate) fn qformer(
         encoder_hidden_size: config.model.vision.architecture.width(),
         layer_norm_eps: bert.layer_norm_eps,
         dropout: qformer.dropout,
+        gradient_checkpointing: qformer.gradient_checkpointing,
         text,
     }
 }

@@ -4,31 +4,9 @@ use tch::nn::{self, Module, Path};
 use tch::{Kind, Tensor};
 
 use super::QformerConfig;
+use super::parts::{LayerNorm, Part, layer_norm, linear};
 use super::tokens::Layout;
 use crate::dropout::dropout;
-
-/// Standard deviation of fresh weights (BERT's `initializer_range`).
-const INIT_STDEV: f64 = 0.02;
-
-/// A linear layer with weights N(0, 0.02) and a zero bias.
-pub(crate) fn linear(p: Path, from: i64, to: i64) -> nn::Linear {
-    linear_of(p, from, to, INIT_STDEV)
-}
-
-/// A linear layer with weights N(0, `stdev`) and a zero bias.
-pub(crate) fn linear_of(p: Path, from: i64, to: i64, stdev: f64) -> nn::Linear {
-    let config = nn::LinearConfig {
-        ws_init: nn::Init::Randn { mean: 0.0, stdev },
-        bs_init: Some(nn::Init::Const(0.0)),
-        bias: true,
-    };
-    nn::linear(p, from, to, config)
-}
-
-/// LayerNorm over the last dimension.
-pub(crate) fn layer_norm(p: Path, width: i64, eps: f64) -> nn::LayerNorm {
-    nn::layer_norm(p, vec![width], nn::LayerNormConfig { eps, ..nn::LayerNormConfig::default() })
-}
 
 /// The bias of a layer made by [`linear`].
 fn bias(layer: &nn::Linear) -> Tensor {
@@ -89,7 +67,7 @@ struct Projections {
 #[derive(Debug)]
 pub(super) struct Output {
     dense: nn::Linear,
-    layer_norm: nn::LayerNorm,
+    layer_norm: LayerNorm,
     dropout: f64,
 }
 
@@ -105,6 +83,43 @@ impl Output {
     pub fn forward(&self, x: &Tensor, residual: &Tensor, train: bool) -> Tensor {
         let projected = dropout(&self.dense.forward(x), self.dropout, train);
         self.layer_norm.forward(&(projected + residual))
+    }
+}
+
+impl Part for Projections {
+    fn share(&self) -> Self {
+        Self { query: self.query.share(), key: self.key.share(), value: self.value.share() }
+    }
+
+    fn collect<'a>(&'a self, into: &mut Vec<&'a Tensor>) {
+        [&self.query, &self.key, &self.value].into_iter().for_each(|part| part.collect(into));
+    }
+}
+
+impl Part for Output {
+    fn share(&self) -> Self {
+        Self { dense: self.dense.share(), layer_norm: self.layer_norm.share(), dropout: self.dropout }
+    }
+
+    fn collect<'a>(&'a self, into: &mut Vec<&'a Tensor>) {
+        self.dense.collect(into);
+        self.layer_norm.collect(into);
+    }
+}
+
+impl Part for Attention {
+    fn share(&self) -> Self {
+        Self {
+            projections: self.projections.share(),
+            output: self.output.share(),
+            heads: self.heads,
+            dropout: self.dropout,
+        }
+    }
+
+    fn collect<'a>(&'a self, into: &mut Vec<&'a Tensor>) {
+        self.projections.collect(into);
+        self.output.collect(into);
     }
 }
 
@@ -181,8 +196,6 @@ impl Attention {
     /// Queries, keys and values of packed rows by one matrix product, `[B, H, S, K]` each; the queries are scaled.
     fn project(&self, x: &Tensor, layout: &Layout) -> (Tensor, KeysValues) {
         let Projections { query, key, value } = &self.projections;
-        let bias =
-            |layer: &nn::Linear| layer.bs.as_ref().map(Tensor::shallow_clone).expect("built with a bias");
         let scale = (x.size()[1] as f64 / self.heads as f64).powf(-0.5);
         // Scaling the projection is scaling its output, at a hundredth of the cost.
         let weights = Tensor::cat(&[&(&query.ws * scale), &key.ws, &value.ws], 0);

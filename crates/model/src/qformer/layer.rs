@@ -5,7 +5,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, Path};
 
 use super::QformerConfig;
-use super::attention::{Attention, KeysValues, Output, linear};
+use super::attention::{Attention, KeysValues, Output};
+use super::parts::{Part, linear};
 use super::tokens::Layout;
 
 /// Two linear layers with an exact GELU between them, residual and LayerNorm behind.
@@ -30,6 +31,17 @@ impl FeedForward {
     }
 }
 
+impl Part for FeedForward {
+    fn share(&self) -> Self {
+        Self { intermediate: self.intermediate.share(), output: self.output.share() }
+    }
+
+    fn collect<'a>(&'a self, into: &mut Vec<&'a Tensor>) {
+        self.intermediate.collect(into);
+        self.output.collect(into);
+    }
+}
+
 /// What all layers of one pass share.
 pub(super) struct Pass<'a> {
     /// Where the rows are.
@@ -48,6 +60,24 @@ pub(super) struct Layer {
     query_feed_forward: FeedForward,
     /// Not there in stage 2, which has no text branch.
     text_feed_forward: Option<FeedForward>,
+}
+
+impl Part for Layer {
+    fn share(&self) -> Self {
+        Self {
+            attention: self.attention.share(),
+            crossattention: self.crossattention.share(),
+            query_feed_forward: self.query_feed_forward.share(),
+            text_feed_forward: self.text_feed_forward.share(),
+        }
+    }
+
+    fn collect<'a>(&'a self, into: &mut Vec<&'a Tensor>) {
+        self.attention.collect(into);
+        self.crossattention.collect(into);
+        self.query_feed_forward.collect(into);
+        self.text_feed_forward.collect(into);
+    }
 }
 
 impl Layer {
@@ -94,5 +124,36 @@ impl Layer {
         }
         let rows = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0) };
         (rows, own)
+    }
+
+    /// [`Layer::forward`] in training, of which only the inputs are kept until the backward pass.
+    pub fn recomputed(
+        &self,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        image: Option<&KeysValues>,
+        past: Option<&KeysValues>,
+        queries_only: bool,
+    ) -> (Tensor, KeysValues) {
+        let mut inputs = vec![x];
+        inputs.extend([image, past].into_iter().flatten().flat_map(|kv| [&kv.keys, &kv.values]));
+        let mut parameters = Vec::new();
+        self.collect(&mut parameters);
+        let (layer, layout) = (self.share(), pass.layout.share());
+        let mask = pass.mask.map(Tensor::shallow_clone);
+        let (has_image, has_past) = (image.is_some(), past.is_some());
+        let piece = move |inputs: &[Tensor]| {
+            let mut rest = inputs[1..]
+                .chunks(2)
+                .map(|kv| KeysValues { keys: kv[0].shallow_clone(), values: kv[1].shallow_clone() });
+            let mut take = |is_there: bool| if is_there { rest.next() } else { None };
+            let (image, past) = (take(has_image), take(has_past));
+            let pass = Pass { layout: &layout, mask: mask.as_ref(), train: true };
+            let (rows, own) = layer.forward(&inputs[0], &pass, image.as_ref(), past.as_ref(), queries_only);
+            vec![rows, own.keys, own.values]
+        };
+        let mut results = torch_bridge::recomputed(&inputs, &parameters, 3, piece).into_iter();
+        let mut next = || results.next().expect("three tensors");
+        (next(), KeysValues { keys: next(), values: next() })
     }
 }

@@ -7,15 +7,16 @@
 mod attention;
 mod bert;
 mod layer;
+mod parts;
 mod tokens;
 
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Tensor};
 
 use attention::{Attention, KeysValues};
-pub(crate) use attention::{layer_norm, linear, linear_of};
 pub use bert::init_from_bert;
 use layer::{Layer, Pass};
+pub(crate) use parts::{LayerNorm, layer_norm, linear, linear_of};
 use tokens::Layout;
 pub use tokens::Packing;
 
@@ -46,6 +47,9 @@ pub struct QformerConfig {
     pub layer_norm_eps: f64,
     /// Of hidden states and attention probabilities, in training.
     pub dropout: f64,
+    /// Each layer keeps its inputs alone in training, and is computed again in the backward pass: a third more time, a
+    /// fraction of the memory.
+    pub gradient_checkpointing: bool,
     /// The text branch; absent in stage 2.
     pub text: Option<TextBranchConfig>,
 }
@@ -67,7 +71,7 @@ struct TextBranch {
     word_embeddings: nn::Embedding,
     position_embeddings: nn::Embedding,
     transform: nn::Linear,
-    transform_norm: nn::LayerNorm,
+    transform_norm: LayerNorm,
     bias: Tensor,
     decoder_start_id: i64,
 }
@@ -107,7 +111,7 @@ pub struct QueryCache(Vec<KeysValues>);
 #[derive(Debug)]
 pub struct Qformer {
     query_tokens: Tensor,
-    layernorm: nn::LayerNorm,
+    layernorm: LayerNorm,
     layers: Vec<Layer>,
     text: Option<TextBranch>,
     config: QformerConfig,
@@ -258,7 +262,11 @@ impl Qformer {
             let image = image.and_then(|context| context.layers[i].as_ref());
             let past = past.map(|past| &past.0[i]);
             let is_last = i + 1 == self.layers.len();
-            let (next, own) = layer.forward(&rows, pass, image, past, queries_only && is_last);
+            let queries_only = queries_only && is_last;
+            let (next, own) = match pass.train && self.config.gradient_checkpointing {
+                true => layer.recomputed(&rows, pass, image, past, queries_only),
+                false => layer.forward(&rows, pass, image, past, queries_only),
+            };
             rows = next;
             cache.push(own);
         }

@@ -119,6 +119,15 @@ impl Layout {
         Self { batch, queries, text: Some(Joint { slots: slots.view([-1]), positions }) }
     }
 
+    /// The same under another handle.
+    pub fn share(&self) -> Self {
+        let text = self.text.as_ref().map(|joint| Joint {
+            slots: joint.slots.shallow_clone(),
+            positions: joint.positions.shallow_clone(),
+        });
+        Self { batch: self.batch, queries: self.queries, text }
+    }
+
     /// Packed rows that are queries.
     pub fn query_rows(&self) -> i64 {
         self.batch * self.queries

@@ -76,6 +76,7 @@ pub(super) fn qformer(case: &Case) -> Result<QformerConfig, TrainError> {
         encoder_hidden_size: case.value("vision", "width")?,
         layer_norm_eps: sizes.layer_norm_eps,
         dropout: 0.0,
+        gradient_checkpointing: false,
         text: None,
     })
 }
