@@ -33,6 +33,11 @@ pub enum Command {
     Plan(PlanArgs),
     /// Compare numerics with reference cases.
     Verify(VerifyArgs),
+    /// Make folders that a config can name out of other programs' weights: LAVIS's, EVA's and CLIP's .pth, Hugging Face
+    /// folders, BERTs, GGUF.
+    Import(ImportArgs),
+    /// Make a folder for transformers or a .pth for LAVIS out of a run or a checkpoint.
+    Export(ExportArgs),
     /// Make or fetch training data.
     #[command(subcommand)]
     Data(Data),
@@ -94,6 +99,49 @@ pub struct VerifyArgs {
     /// One JSON object a case instead of tables.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// A .pth, .safetensors or .gguf file, or a folder in Hugging Face's layout.
+    pub source: PathBuf,
+    /// The folder to make; it must not exist.
+    pub dest: PathBuf,
+    /// A config.json (Hugging Face's) for sizes that a file of tensors does not tell, such as the number of heads.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// A run folder, a checkpoint in it, or what `blip2 import` made of a whole BLIP-2.
+    #[arg(value_name = "RUN_OR_CHECKPOINT")]
+    pub source: PathBuf,
+    /// The folder (hf) or .pth file (lavis) to make; it must not exist.
+    pub dest: PathBuf,
+    /// Whose form.
+    #[arg(long)]
+    pub to: ExportTo,
+    /// With `--to lavis`: the frozen models too, as in LAVIS's state_dict().
+    #[arg(long)]
+    pub whole: bool,
+    /// Folder of the frozen image encoder, where it is not the one that the run names.
+    #[arg(long, value_name = "DIR")]
+    pub vision: Option<PathBuf>,
+    /// Folder of the frozen language model, where it is not the one that the run names.
+    #[arg(long, value_name = "DIR")]
+    pub language: Option<PathBuf>,
+    /// With `--to hf`: bytes of one safetensors file; above it there are several and an index. Default: 5 GB.
+    #[arg(long, value_name = "BYTES")]
+    pub shard_bytes: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportTo {
+    /// A folder that transformers' from_pretrained opens.
+    Hf,
+    /// A .pth as LAVIS's runner writes it.
+    Lavis,
 }
 
 #[derive(Subcommand)]

@@ -21,6 +21,8 @@ fn main() -> ExitCode {
         Command::Resume(args) => run::resume(&args.run_dir, &args.options, &say),
         Command::Plan(args) => run::plan(&args),
         Command::Verify(args) => run::verify(&args.cases, args.json),
+        Command::Import(args) => run::import(&args),
+        Command::Export(args) => run::export(&args),
         Command::Data(Data::Prepare(args)) => prepare::prepare(&args, &say),
         Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),
         Command::Ckpt(Ckpt::Verify(args)) => checkpoints::verify(&args.run_dir),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use launch::LaunchSpec;
 
-use crate::cli::{LaunchOptions, PlanArgs};
+use crate::cli::{ExportArgs, ExportTo, ImportArgs, LaunchOptions, PlanArgs};
 use crate::error::CommandError;
 use crate::worker::{Worker, config_args};
 
@@ -57,6 +57,32 @@ pub fn verify(cases: &[PathBuf], json: bool) -> Result<ExitCode, CommandError> {
     args.push("--".into());
     args.extend(cases.iter().map(OsString::from));
     Worker::beside_this_program()?.run("a comparison", &args)
+}
+
+/// Other programs' weights into folders of ours.
+pub fn import(args: &ImportArgs) -> Result<ExitCode, CommandError> {
+    let mut worker_args: Vec<OsString> = vec!["import".into()];
+    worker_args.extend(option("--config", args.config.as_deref()));
+    worker_args.extend(["--".into(), args.source.clone().into(), args.dest.clone().into()]);
+    Worker::beside_this_program()?.run("an import", &worker_args)
+}
+
+/// What was trained into other programs' files.
+pub fn export(args: &ExportArgs) -> Result<ExitCode, CommandError> {
+    let to = if args.to == ExportTo::Hf { "hf" } else { "lavis" };
+    let mut worker_args: Vec<OsString> = vec!["export".into(), "--to".into(), to.into()];
+    worker_args.extend(args.whole.then(|| "--whole".into()));
+    worker_args.extend(option("--vision", args.vision.as_deref()));
+    worker_args.extend(option("--language", args.language.as_deref()));
+    if let Some(bytes) = args.shard_bytes {
+        worker_args.extend(["--shard-bytes".into(), bytes.to_string().into()]);
+    }
+    worker_args.extend(["--".into(), args.source.clone().into(), args.dest.clone().into()]);
+    Worker::beside_this_program()?.run("an export", &worker_args)
+}
+
+fn option(name: &'static str, value: Option<&Path>) -> impl Iterator<Item = OsString> {
+    value.map(|value| [name.into(), value.into()]).into_iter().flatten()
 }
 
 fn run_dir(

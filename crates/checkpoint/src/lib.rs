@@ -14,6 +14,8 @@ pub mod foreign;
 mod lock;
 mod manifest;
 pub mod quickstart;
+mod sharded;
+mod source;
 mod store;
 mod tensor;
 mod tensor_file;
@@ -25,6 +27,8 @@ pub use error::CheckpointError;
 pub use folder::{Snapshot, load, verify};
 pub use lock::RunLock;
 pub use manifest::{FORMAT, MANIFEST, Manifest};
+pub use sharded::{Announced, SHARD_BYTES, new_file, new_folder, write_weights};
+pub use source::{WeightFormat, WeightSource};
 pub use store::{Listed, Loaded, Store, latest_valid, list, pinned};
 pub use tensor::{Dtype, HostTensor, TensorMap};
 pub use tensor_file::{

@@ -14,7 +14,6 @@ mod efficientnet;
 mod img_focus;
 mod minilm;
 mod smollm2;
-mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

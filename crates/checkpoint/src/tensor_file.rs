@@ -131,16 +131,34 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// Tensors in file order: widest type first, so that each starts aligned; by name within a type.
+/// Sorts into file order: widest type first, so that each tensor starts aligned; stable within a type.
+pub(crate) fn file_order_of<T>(tensors: &mut [T], dtype: impl Fn(&T) -> Dtype) {
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(dtype(tensor).size()));
+}
+
+/// Tensors in file order, by name within a type.
 fn file_order(tensors: &TensorMap) -> Vec<(&String, &HostTensor)> {
     let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.size())); // stable: names stay in order
+    file_order_of(&mut order, |(_, tensor)| tensor.dtype);
     order
 }
 
 /// The length prefix and the header, padded with spaces to eight bytes.
 pub(crate) fn encode_header(tensors: &TensorMap, metadata: &Metadata) -> Result<Vec<u8>, CheckpointError> {
-    let refuse = |name: &str, reason: String| CheckpointError::Tensor { name: name.to_owned(), reason };
+    let order = file_order(tensors);
+    for (name, tensor) in &order {
+        if byte_len(tensor.dtype, &tensor.shape) != Some(tensor.bytes.len()) {
+            return Err(refuse(name, format!("{tensor:?} holds the wrong count of bytes")));
+        }
+    }
+    encode_entries(order.iter().map(|(name, it)| (name.as_str(), it.dtype, it.shape.as_slice())), metadata)
+}
+
+/// As [`encode_header`], for tensors in file order that are not yet in memory.
+pub(crate) fn encode_entries<'a>(
+    order: impl Iterator<Item = (&'a str, Dtype, &'a [usize])>,
+    metadata: &Metadata,
+) -> Result<Vec<u8>, CheckpointError> {
     let mut entries = serde_json::Map::new();
     let to_json = |value: Result<serde_json::Value, serde_json::Error>| {
         value.map_err(|e| refuse("", format!("header cannot be written: {e}")))
@@ -149,17 +167,17 @@ pub(crate) fn encode_header(tensors: &TensorMap, metadata: &Metadata) -> Result<
         entries.insert(METADATA_KEY.to_owned(), to_json(serde_json::to_value(metadata))?);
     }
     let mut offset = 0;
-    for (name, tensor) in file_order(tensors) {
+    for (name, dtype, shape) in order {
         if name == METADATA_KEY {
             return Err(refuse(name, "the name is reserved by the format".to_owned()));
         }
-        if byte_len(tensor.dtype, &tensor.shape) != Some(tensor.bytes.len()) {
-            return Err(refuse(name, format!("{tensor:?} holds the wrong count of bytes")));
+        let len = byte_len(dtype, shape).ok_or_else(|| refuse(name, format!("{shape:?} is out of reach")))?;
+        let end = offset + len as u64;
+        let entry =
+            Entry { dtype: dtype.name().to_owned(), shape: shape.to_vec(), data_offsets: (offset, end) };
+        if entries.insert(name.to_owned(), to_json(serde_json::to_value(entry))?).is_some() {
+            return Err(refuse(name, "is to be written twice".to_owned()));
         }
-        let end = offset + tensor.bytes.len() as u64;
-        let dtype = tensor.dtype.name().to_owned();
-        let entry = Entry { dtype, shape: tensor.shape.clone(), data_offsets: (offset, end) };
-        entries.insert(name.clone(), to_json(serde_json::to_value(entry))?);
         offset = end;
     }
     let mut json = serde_json::to_vec(&entries).map_err(|e| refuse("", e.to_string()))?;
@@ -167,6 +185,10 @@ pub(crate) fn encode_header(tensors: &TensorMap, metadata: &Metadata) -> Result<
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.append(&mut json);
     Ok(header)
+}
+
+fn refuse(name: &str, reason: String) -> CheckpointError {
+    CheckpointError::Tensor { name: name.to_owned(), reason }
 }
 
 /// Writes the encoded header and the data behind it.

@@ -13,7 +13,7 @@ use crate::state::TrainState;
 use crate::tensors::to_host;
 
 /// Names of the averaged weights inside `optimizer.safetensors`.
-const AVERAGE: &str = "average.";
+pub(crate) const AVERAGE: &str = "average.";
 
 /// Where a phase's snapshots go.
 pub struct Checkpoints {

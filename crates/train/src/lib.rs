@@ -6,6 +6,7 @@ mod build;
 mod changes;
 mod checkpoints;
 mod config;
+pub mod convert;
 mod corpus;
 mod error;
 mod evaluate;

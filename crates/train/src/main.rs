@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use train::TrainError;
+use train::convert::{self, Export, Form};
 
 #[derive(Parser)]
 #[command(
@@ -51,6 +52,38 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make folders that a run can name out of other programs' weights.
+    Import {
+        /// A `.pth`, `.safetensors` or GGUF file, or a Hugging Face folder.
+        source: PathBuf,
+        /// The folder to make.
+        dest: PathBuf,
+        /// A `config.json` for sizes that the tensors do not tell.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Make other programs' weights out of a run or a checkpoint.
+    Export {
+        /// A run folder, a checkpoint, or what `import` made.
+        source: PathBuf,
+        /// The folder or file to make.
+        dest: PathBuf,
+        /// Whose form.
+        #[arg(long)]
+        to: ExportTo,
+        /// With `--to lavis`: the frozen models too.
+        #[arg(long)]
+        whole: bool,
+        /// Folder of the frozen image encoder, if not the run's.
+        #[arg(long)]
+        vision: Option<PathBuf>,
+        /// Folder of the frozen language model, if not the run's.
+        #[arg(long)]
+        language: Option<PathBuf>,
+        /// Bytes of one shard.
+        #[arg(long, default_value_t = checkpoint::SHARD_BYTES)]
+        shard_bytes: u64,
+    },
     /// One rank of a case with several ranks; `verify` starts it.
     #[command(hide = true)]
     VerifyRank {
@@ -59,6 +92,14 @@ enum Command {
         /// Folder for what this rank found.
         out: PathBuf,
     },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ExportTo {
+    /// A folder for transformers.
+    Hf,
+    /// A `.pth` for LAVIS.
+    Lavis,
 }
 
 #[derive(clap::Args)]
@@ -83,6 +124,18 @@ fn main() -> ExitCode {
             train::bench::step(&run.config, &run.overrides, pairs, steps).map(|text| println!("{text}"))
         }
         Command::Verify { cases, json } => train::verify::verify(&cases, json),
+        Command::Import { source, dest, config } => {
+            convert::import(&source, &dest, config.as_deref(), &|line| eprintln!("blip2: {line}"))
+        }
+        Command::Export { source, dest, to, whole, vision, language, shard_bytes } => {
+            let form = match (to, whole) {
+                (ExportTo::Hf, _) => Form::HuggingFace,
+                (ExportTo::Lavis, false) => Form::Lavis,
+                (ExportTo::Lavis, true) => Form::LavisWhole,
+            };
+            let export = Export { source, dest, form, vision, language, shard_bytes };
+            convert::export(&export, &|line| eprintln!("blip2: {line}"))
+        }
         Command::VerifyRank { case, out } => train::verify::verify_rank(&case, &out),
     };
     match outcome {

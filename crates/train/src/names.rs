@@ -20,15 +20,16 @@ pub enum LavisEntry {
 /// Before every layer's number.
 const LAYERS: [&str; 2] = ["Qformer.bert.encoder.layer.", "qformer.encoder.layer."];
 
-/// A weight and a bias each: LAVIS's name, ours. Where two of LAVIS's names are one of ours, the first is the way back: we
-/// have stage 2 on OPT, and only read what was trained on T5.
-const MODULES: [[&str; 2]; 8] = [
+/// A weight and a bias each: LAVIS's name, ours. Where several of LAVIS's names are one of ours, [`to_lavis`] takes the
+/// first and [`to_lavis_beside`] the one of a language model.
+const MODULES: [[&str; 2]; 9] = [
     ["ln_vision", "vision_model.post_layernorm"],
     ["vision_proj", "vision_projection"],
     ["text_proj", "text_projection"],
     ["itm_head", "itm_head"],
     ["opt_proj", "language_projection"],
     ["t5_proj", "language_projection"],
+    ["llm_proj", "language_projection"],
     ["Qformer.bert.embeddings.LayerNorm", "qformer.layernorm"],
     ["Qformer.cls.predictions.transform.dense", "cls.predictions.transform.dense"],
 ];
@@ -73,8 +74,40 @@ const COPIES: [[&str; 2]; 5] = [
     ["t5_model.decoder.embed_tokens.weight", "t5_model.shared.weight"],
 ];
 
-const BUFFER: &str = "Qformer.bert.embeddings.position_ids";
-const FROZEN: [&str; 3] = ["visual_encoder.", "opt_model.", "t5_model."];
+/// The positions 0, 1, 2, ... as LAVIS keeps them, `[1, max_position_embeddings]`.
+pub(crate) const BUFFER: &str = "Qformer.bert.embeddings.position_ids";
+const FROZEN: [&str; 4] = ["visual_encoder.", "opt_model.", "t5_model.", "llm_model."];
+
+/// Which kind of language model stands behind the projection; LAVIS names it in every parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LanguageFamily {
+    /// `Blip2OPT`.
+    Opt,
+    /// `Blip2T5`.
+    T5,
+    /// What LAVIS's later models call `llm`.
+    Llama,
+}
+
+impl LanguageFamily {
+    /// Before the names of the language model.
+    pub(crate) const fn prefix(self) -> &'static str {
+        match self {
+            Self::Opt => "opt_model.",
+            Self::T5 => "t5_model.",
+            Self::Llama => "llm_model.",
+        }
+    }
+
+    /// The projection into it.
+    const fn projection(self) -> &'static str {
+        match self {
+            Self::Opt => "opt_proj",
+            Self::T5 => "t5_proj",
+            Self::Llama => "llm_proj",
+        }
+    }
+}
 
 /// Columns of the tables.
 #[derive(Clone, Copy)]
@@ -102,6 +135,22 @@ pub fn from_lavis(name: &str) -> Option<LavisEntry> {
 #[must_use]
 pub fn to_lavis(name: &str) -> Option<String> {
     translate(name, Side::Ours)
+}
+
+/// As [`to_lavis`], for a stage 2 on a language model of `family`.
+#[must_use]
+pub(crate) fn to_lavis_beside(name: &str, family: LanguageFamily) -> Option<String> {
+    match name.strip_prefix("language_projection.") {
+        Some(leaf) if ["weight", "bias"].contains(&leaf) => Some(format!("{}.{leaf}", family.projection())),
+        _ => to_lavis(name),
+    }
+}
+
+/// The copies that tied weights leave in LAVIS's state dict beside these names (LAVIS's): the copy, what it is tied to.
+pub(crate) fn lavis_copies<'a>(
+    has: impl Fn(&str) -> bool + 'a,
+) -> impl Iterator<Item = (&'static str, &'static str)> + 'a {
+    COPIES.iter().filter(move |[_, of]| has(of)).map(|[copy, of]| (*copy, *of))
 }
 
 /// What LAVIS's runner would write into a checkpoint of a stage with these trainable parameters of ours (sorted): no frozen
@@ -151,8 +200,11 @@ mod tests {
             .flat_map(|module| ["weight", "bias"].map(|leaf| format!("{module}.{leaf}")));
         for lavis in leaves.chain(TENSORS.iter().map(|row| row[0].to_owned())) {
             let Some(LavisEntry::Parameter(ours)) = from_lavis(&lavis) else { panic!("{lavis}") };
-            let back = lavis.replace("t5_proj", "opt_proj");
+            let back = lavis.replace("t5_proj", "opt_proj").replace("llm_proj", "opt_proj");
             assert_eq!(to_lavis(&ours), Some(back));
+            let families = [LanguageFamily::Opt, LanguageFamily::T5, LanguageFamily::Llama];
+            let beside = families.map(|family| to_lavis_beside(&ours, family));
+            assert!(beside.contains(&Some(lavis.clone())), "{lavis}: {beside:?}");
         }
     }
 

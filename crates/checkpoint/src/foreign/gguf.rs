@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use super::overlap::first_overlap;
 use super::quant::{BLOCK, Quant};
 use super::scan::Scan;
 use crate::{CheckpointError, Dtype, HostTensor};
@@ -173,6 +174,16 @@ impl GgufFile {
         self.tensors.get(name).map(|place| place.shape.as_slice())
     }
 
+    /// Type (F32 for quantised ones) and sizes of a tensor; `None` when the file has none of this name.
+    pub fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        let place = self.tensors.get(name)?;
+        let dtype = match place.storage {
+            Storage::Plain(dtype) => dtype,
+            Storage::Quantised(_) => Dtype::F32,
+        };
+        Some((dtype, place.shape.as_slice()))
+    }
+
     /// Reads one tensor, quantised ones as F32; `None` when the file has none of this name.
     ///
     /// # Errors
@@ -188,6 +199,11 @@ impl GgufFile {
             Storage::Quantised(quant) => (Dtype::F32, quant.dequantise(&bytes)),
         };
         Ok(Some(HostTensor { dtype, shape: place.shape.clone(), bytes }))
+    }
+
+    /// This file is not what its user needs.
+    pub(super) fn refused(&self, reason: &str) -> CheckpointError {
+        CheckpointError::malformed(&self.path, reason)
     }
 
     fn lacks(&self, key: &str) -> CheckpointError {
@@ -342,7 +358,7 @@ fn place_data(
     tensors: &mut BTreeMap<String, Place>,
 ) -> Result<(), CheckpointError> {
     let data = scan.pos().next_multiple_of(alignment);
-    for (name, place) in tensors {
+    for (name, place) in tensors.iter_mut() {
         let start = data.checked_add(place.start);
         let end = start.and_then(|start| start.checked_add(place.len as u64));
         match (start, end) {
@@ -350,5 +366,9 @@ fn place_data(
             _ => return Err(scan.malformed(format!("tensor {name} reaches past the end of the file"))),
         }
     }
-    Ok(())
+    let ranges = tensors.iter().map(|(name, place)| (place.start, place.len as u64, name.as_str()));
+    match first_overlap(ranges) {
+        Some((one, other)) => Err(scan.malformed(format!("tensors {one} and {other} claim the same bytes"))),
+        None => Ok(()),
+    }
 }

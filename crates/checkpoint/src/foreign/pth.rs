@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::overlap::first_overlap;
 use super::pickle::{self, Node, Pickle, Storage, Value, View};
 use super::scan::Scan;
 use crate::tensor::byte_len;
@@ -161,7 +162,9 @@ fn open_legacy(file: &File, path: &Path, len: u64) -> Result<(Pickle, Storages),
         let bytes =
             numel.checked_mul(*width as u64).ok_or_else(|| scan.malformed("a storage is too large"))?;
         scan.skip(bytes)?;
-        storages.insert(key, (start, numel));
+        if storages.insert(key, (start, numel)).is_some() {
+            return Err(scan.malformed("a storage is listed twice"));
+        }
     }
     Ok((object, storages))
 }
@@ -204,7 +207,18 @@ fn open_zip(file: &File, path: &Path) -> Result<(Pickle, Storages), CheckpointEr
             storages.insert(storage.key.to_string(), place);
         }
     }
-    Ok((object, storages))
+    let widths: HashMap<&str, u64> =
+        object.storages.iter().map(|storage| (&*storage.key, storage.dtype.size() as u64)).collect();
+    let ranges = storages.iter().map(|(key, (start, numel))| {
+        let width = widths.get(key.as_str()).copied().unwrap_or(1);
+        (*start, numel.saturating_mul(width), key.as_str())
+    });
+    match first_overlap(ranges) {
+        Some((one, other)) => {
+            Err(CheckpointError::malformed(path, format!("storages {one} and {other} claim the same bytes")))
+        }
+        None => Ok((object, storages)),
+    }
 }
 
 /// The bytes of a small entry; `None` when there is none of this name.

@@ -13,7 +13,7 @@ const CONTROL: i64 = 3;
 ///
 /// # Errors
 /// [`CheckpointError::Malformed`] when a part is missing; [`CheckpointError::Tensor`] for another kind of tokenizer.
-pub(super) fn byte_level_bpe(gguf: &GgufFile) -> Result<Value, CheckpointError> {
+pub fn byte_level_bpe(gguf: &GgufFile) -> Result<Value, CheckpointError> {
     let kind = (gguf.text("tokenizer.ggml.model")?, gguf.text("tokenizer.ggml.pre")?);
     if kind != ("gpt2", "smollm") {
         let reason = format!("{}/{} is not the byte-level BPE we rebuild", kind.0, kind.1);
