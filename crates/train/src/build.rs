@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
 use model::{LanguageConfig, LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
@@ -14,11 +15,11 @@ use tch::{Tensor, nn, no_grad};
 use crate::config::{BertSizes, Config};
 use crate::error::TrainError;
 use crate::features::Encoder;
-use crate::pairs::LmCaptions;
 use crate::plan::Plan;
 use crate::sizes::{self, Vocabulary, read_json};
 use crate::stage::{Stage, random_name};
 use crate::tensors;
+use crate::texts::LmCaptions;
 
 const WEIGHTS_FILE: &str = "model.safetensors";
 
@@ -116,7 +117,7 @@ pub(crate) fn encoder(plan: &Plan) -> Result<Encoder, TrainError> {
         vision: encoder,
         digest: blake3::hash(made_by.as_bytes()).to_hex().to_string(),
         weights_digest,
-        transform: Transform::new(plan.config.data.transform.clone())?,
+        transform: Arc::new(Transform::new(plan.config.data.transform.clone())?),
     })
 }
 

@@ -98,8 +98,10 @@ pub struct DataConfig {
     pub group_by_caption: bool,
     /// Decode, crop, augment, normalise.
     pub transform: data::TransformConfig,
-    /// The frozen encoder's features, computed once and kept on disk.
-    pub features: FeatureConfig,
+    /// The frozen encoder's features, computed once and kept on disk. Without this table training pictures are decoded and
+    /// encoded in every step, for sets whose features do not fit; those of the evaluation are kept in the run folder.
+    #[serde(default)]
+    pub features: Option<FeatureConfig>,
     /// A text file with licences and attributions, quoted in the report.
     #[serde(default)]
     pub licences: Option<PathBuf>,
@@ -326,7 +328,7 @@ fn default_skipped_ratio() -> f64 {
 fn default_workers() -> usize {
     1
 }
-fn default_encode_batch() -> usize {
+pub(crate) fn default_encode_batch() -> usize {
     16
 }
 fn default_cross_attention_freq() -> i64 {

@@ -29,7 +29,7 @@ pub struct Encoder {
     /// Digest of all that its features depend on: weights, architecture, kind of device.
     pub digest: String,
     /// Decode, augment, normalise.
-    pub transform: Transform,
+    pub transform: Arc<Transform>,
 }
 
 /// One view of one sample, or why there is none.
@@ -75,7 +75,7 @@ impl Encoder {
         let seed = if views > 0 { session.plan.config.run.seed } else { 0 };
         let all = format!("{} {transform} {} {views} {seed}", self.digest, index.digest());
         let name = &blake3::hash(all.as_bytes()).to_hex()[..24];
-        session.plan.config.data.features.dir.join(format!("{name}.features"))
+        session.plan.features.dir.join(format!("{name}.features"))
     }
 
     fn shape(&self, session: &Session, samples: usize, views: usize, bad: Vec<usize>) -> FeatureShape {
@@ -126,6 +126,7 @@ impl Encoder {
     ) -> Result<LeftOut, TrainError> {
         let config = session.plan.config.data.clone();
         let (seed, device) = (session.plan.config.run.seed, session.plan.device);
+        let encode_batch = session.plan.features.batch;
         let (work_in, work_out) = bounded::<usize>(own.len().max(1));
         let (views_in, views_out) = bounded::<View>(PICTURES_AHEAD);
         for &sample in own {
@@ -152,7 +153,7 @@ impl Encoder {
             // By value: where this returns early, the channel ends with it, and so do the workers.
             for view in views_out {
                 session.check_stop(Phase::Features)?;
-                if sink.take(view, config.features.batch)? {
+                if sink.take(view, encode_batch)? {
                     session.metrics.progress(sink.done, sink.done as f64 / started.elapsed().as_secs_f64());
                 }
             }

@@ -24,7 +24,9 @@ mod sizes;
 mod stage;
 mod state;
 mod status;
+mod stream;
 mod tensors;
+mod texts;
 mod trainer;
 pub mod verify;
 

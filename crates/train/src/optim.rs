@@ -20,6 +20,8 @@ pub struct AdamW {
     step: u64,
     /// Exponential moving average of every parameter, by name.
     average: Option<BTreeMap<String, Tensor>>,
+    /// The step that the average has seen last.
+    averaged_at: u64,
 }
 
 struct Group {
@@ -60,7 +62,8 @@ impl AdamW {
         let average = config
             .ema_decay
             .map(|_| parameters.iter().map(|(name, p)| (name.clone(), p.detach().copy())).collect());
-        Self { config: config.clone(), groups: groups.into_values().collect(), step: 0, average }
+        let groups = groups.into_values().collect();
+        Self { config: config.clone(), groups, step: 0, average, averaged_at: 0 }
     }
 
     /// Gradients of all parameters, in a fixed order; zeros where the loss did not reach one.
@@ -115,18 +118,25 @@ impl AdamW {
                 &hyper,
             );
         }
-        self.update_average();
+        // A pass over all weights each step is time without gain.
+        if self.step.is_multiple_of(AVERAGE_EVERY) {
+            self.update_average();
+        }
     }
 
-    /// Every [`AVERAGE_EVERY`] steps, by that power of the decay: a pass over all weights each step is time without gain.
+    /// The average takes in the weights as they are now, by a power of the decay: one for each step since the last time.
     /// Early steps weigh more (the usual warm-up `(1 + t) / (10 + t)`), so the average forgets the initialisation.
-    fn update_average(&mut self) {
+    ///
+    /// Each call but the first of a step does nothing. To resume exactly, it is called where the course of the run says so,
+    /// never where an interruption does.
+    pub fn update_average(&mut self) {
         let (Some(average), Some(decay)) = (&mut self.average, self.config.ema_decay) else { return };
-        if !self.step.is_multiple_of(AVERAGE_EVERY) {
+        let steps = self.step - self.averaged_at;
+        if steps == 0 {
             return;
         }
-        let decay =
-            decay.powi(AVERAGE_EVERY as i32).min((1.0 + self.step as f64) / (10.0 + self.step as f64));
+        self.averaged_at = self.step;
+        let decay = decay.powi(steps as i32).min((1.0 + self.step as f64) / (10.0 + self.step as f64));
         no_grad(|| {
             for group in &self.groups {
                 for (name, parameter) in group.names.iter().zip(&group.parameters) {
@@ -140,6 +150,7 @@ impl AdamW {
 
     /// Runs `work` with the averaged weights in place of the raw ones (the raw ones where no average is kept).
     pub fn with_average<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.update_average();
         self.swap_average();
         let result = work();
         self.swap_average();
@@ -165,7 +176,9 @@ impl AdamW {
     #[must_use]
     pub fn snapshot(&self) -> TensorMap {
         let mut map = TensorMap::new();
-        map.insert("step".into(), to_host(&Tensor::from_slice(&[self.step as i64])));
+        for (key, step) in [("step", self.step), ("averaged_at", self.averaged_at)] {
+            map.insert(key.into(), to_host(&Tensor::from_slice(&[step as i64])));
+        }
         for group in &self.groups {
             for (i, name) in group.names.iter().enumerate() {
                 map.insert(format!("exp_avg.{name}"), to_host(&group.first_moments[i]));
@@ -192,6 +205,7 @@ impl AdamW {
             })
         };
         self.step = find("step".into())?.int64_value(&[0]) as u64;
+        self.averaged_at = find("averaged_at".into())?.int64_value(&[0]) as u64;
         for group in &mut self.groups {
             for (i, name) in group.names.iter().enumerate() {
                 group.first_moments[i].copy_(&find(format!("exp_avg.{name}"))?);
@@ -216,4 +230,49 @@ pub fn clip(gradients: &[Tensor], scale: f64, max_norm: Option<f64>) -> (f64, f6
         let divisor = max_norm.map_or(1.0, |limit| ((total + 1e-6) / limit).max(1.0));
         (total, scale * divisor)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn average_after(steps: u64, looks: &[u64]) -> f64 {
+        let weight = Tensor::zeros([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let parameters = BTreeMap::from([("w".to_owned(), weight.shallow_clone())]);
+        let config = OptimConfig {
+            peak_lr: 1.0,
+            min_lr: 1.0,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            betas: (0.9, 0.98),
+            max_grad_norm: None,
+            pretrained_lr_ratio: 1.0,
+            ema_decay: Some(0.5),
+        };
+        let mut optimizer = AdamW::new(&parameters, &BTreeSet::new(), &config);
+        for step in 1..=steps {
+            optimizer.step(&[weight.ones_like()], 1.0, 1.0);
+            looks.iter().filter(|&&look| look == step).for_each(|_| optimizer.with_average(|| ()));
+        }
+        optimizer.update_average();
+        optimizer.with_average(|| weight.double_value(&[0, 0]))
+    }
+
+    #[test]
+    fn the_average_has_seen_the_last_step_whatever_their_number() {
+        // Adam with equal gradients moves by the learning rate: the weight is -1, -2, -3 after so many steps.
+        for steps in 1..=3 {
+            let decay = 0.5f64.powi(steps as i32).min((1.0 + steps as f64) / (10.0 + steps as f64));
+            let wanted = -(steps as f64) * (1.0 - decay);
+            assert!((average_after(steps, &[]) - wanted).abs() < 1e-3, "{steps}");
+        }
+    }
+
+    #[test]
+    fn looking_twice_at_a_step_changes_nothing() {
+        assert_eq!(average_after(6, &[5]), average_after(6, &[5, 5]));
+        assert!((average_after(8, &[]) - average_after(8, &[4, 8])).abs() < 1e-12);
+    }
 }

@@ -19,21 +19,45 @@ use crate::corpus::Corpus;
 use crate::error::TrainError;
 use crate::evaluate::{self, Rerank, Split};
 use crate::optim::AdamW;
-use crate::pairs::{PairSource, StageTokenizer};
+use crate::pairs::{Cached, Draws, PairSource};
 use crate::plan::StagePlan;
 use crate::session::Session;
 use crate::stage::{Stage, random_name};
 use crate::state::TrainState;
+use crate::stream::StreamedSet;
 use crate::tensors::all_to_torch;
+use crate::texts::StageTokenizer;
 use crate::trainer::{Trainer, Validation};
 
 /// What the phases share.
 pub(crate) struct Run {
     pub session: Session,
     pub tools: Tools,
-    pub train: Corpus,
+    pub train: TrainingSet,
     pub splits: Vec<Split>,
     vision_digest: String,
+}
+
+/// Where training pictures come from. Closed: their features are kept, or they are not.
+pub(crate) enum TrainingSet {
+    Cached(Corpus),
+    Streamed(StreamedSet),
+}
+
+impl TrainingSet {
+    /// As a phrase for the report.
+    pub(crate) fn summary(&self) -> String {
+        match self {
+            Self::Cached(corpus) => format!(
+                "{} training pairs, {} augmented views of each picture",
+                corpus.examples.len(),
+                corpus.views() - 1
+            ),
+            Self::Streamed(set) => {
+                format!("{} training pairs, a new view of each picture in each epoch", set.index.len())
+            }
+        }
+    }
 }
 
 /// Trains, evaluates and reports, as one rank.
@@ -67,7 +91,11 @@ impl Run {
         let config = session.plan.config.clone();
         let tools = build::tools(&session.plan)?;
         let encoder = build::encoder(&session.plan)?;
-        let train = encoder.corpus(&mut session, &config.data.train, config.data.features.views)?;
+        let views = session.plan.features.views;
+        let cached = match config.data.features {
+            Some(_) => Some(encoder.corpus(&mut session, &config.data.train, views)?),
+            None => None,
+        };
         let mut splits = Vec::new();
         for split in &config.evaluation.splits {
             let corpus = encoder.corpus(&mut session, &split.shards, 0)?;
@@ -83,7 +111,14 @@ impl Run {
         // Each launch loads the models again; what the launches before this one took is part of the cost too.
         let before = session.ledger.seconds.get(&Phase::Features).copied().unwrap_or(0.0);
         let seconds = before + started.elapsed().as_secs_f64();
-        let vision_digest = encoder.weights_digest;
+        let vision_digest = encoder.weights_digest.clone();
+        let train = match cached {
+            Some(corpus) => TrainingSet::Cached(corpus),
+            None => {
+                let set = StreamedSet::open(&config.data.train, encoder, session.group.as_ref())?;
+                TrainingSet::Streamed(set)
+            }
+        };
         let mut run = Self { session, tools, train, splits, vision_digest };
         run.account(Phase::Features, seconds)?;
         Ok(run)
@@ -119,12 +154,17 @@ impl Run {
             torch_bridge::autocast(device, autocast, || selection_score(stage, splits, how, group))
         };
         let config = session.plan.config.clone();
-        let pairs = pair_source(session, &config, tools, train, plan.phase);
+        let pairs = pair_source(session, &config, tools, train, (plan, &state))?;
         let mut trainer =
             Trainer { session, plan, stage, optimizer, pairs, checkpoints, validate: &validate, state };
         trainer.run()?;
         let state = trainer.state.clone();
+        let skipped = trainer.pairs.skipped().cloned();
         drop(trainer);
+        if let Some(skipped) = skipped.filter(|skipped| skipped.total() > 0) {
+            let (count, worst) = (skipped.total(), skipped.worst(5));
+            self.session.metrics.warn(format!("{count} of {} samples left out: {worst}", skipped.seen));
+        }
         self.session.metrics.end_phase();
         // Rank 0's last checkpoint is on the disk before anybody reads it.
         self.session.group.barrier()?;
@@ -212,27 +252,36 @@ fn pair_source<'a>(
     session: &Session,
     config: &'a Config,
     tools: &'a Tools,
-    corpus: &'a Corpus,
-    phase: Phase,
-) -> PairSource<'a> {
-    let (texts, tokenizer) = match phase {
+    train: &'a TrainingSet,
+    (plan, state): (&StagePlan, &TrainState),
+) -> Result<PairSource<'a>, TrainError> {
+    let (texts, tokenizer) = match plan.phase {
         Phase::Stage1 => {
             (&config.data.texts, StageTokenizer::One(&tools.wordpiece, config.data.max_text_tokens))
         }
         _ => (&CAPTION, StageTokenizer::Two(&tools.lm_captions)),
     };
     let seed = config.run.seed;
-    PairSource {
-        corpus,
-        order: data::Order::new(seed.wrapping_add(random_name(phase)), corpus.examples.len()),
-        texts,
+    let order_seed = seed.wrapping_add(random_name(plan.phase));
+    let draws = Draws {
         tokenizer,
-        by_caption: phase == Phase::Stage1 && config.data.group_by_caption,
         seed,
         rank: session.plan.world.rank,
         world_size: session.plan.world.world_size,
         device: session.plan.device,
-    }
+    };
+    Ok(match train {
+        TrainingSet::Cached(corpus) => PairSource::Cached(Cached {
+            corpus,
+            order: data::Order::new(order_seed, corpus.examples.len()),
+            texts,
+            by_caption: plan.phase == Phase::Stage1 && config.data.group_by_caption,
+            draws,
+        }),
+        TrainingSet::Streamed(set) => {
+            PairSource::Streamed(set.start(&config.data, texts, order_seed, (plan, state), draws)?)
+        }
+    })
 }
 
 /// Mean over the selection splits of R@1, both ways, after re-ranking: the figure that the report shows first.

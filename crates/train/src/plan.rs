@@ -8,7 +8,9 @@ use launch::World;
 use monitor::Phase;
 use tch::{Device, Kind};
 
-use crate::config::{ComputeDtype, Config, DeviceChoice, OptimConfig, StageConfig};
+use crate::config::{
+    ComputeDtype, Config, DeviceChoice, FeatureConfig, OptimConfig, StageConfig, default_encode_batch,
+};
 use crate::error::TrainError;
 
 /// What this rank does, in numbers.
@@ -21,6 +23,8 @@ pub struct Plan {
     pub device: Device,
     /// Autocast dtype of the trainable part; `None` = fp32.
     pub autocast: Option<Kind>,
+    /// Where features are kept, and how many views of each training picture.
+    pub features: FeatureConfig,
     /// Dtype of the frozen encoder's matrix products.
     pub vision_kind: Kind,
     /// Dtype of the frozen language model's matrix products.
@@ -122,7 +126,9 @@ impl Plan {
             true => Some(stage(Phase::Stage2WithoutStage1, &config.stage2, "stage2")?),
             false => None,
         };
+        let features = features(&config);
         Ok(Self {
+            features,
             config,
             world,
             device,
@@ -219,11 +225,16 @@ impl StagePlan {
 fn check(config: &Config) -> Result<(), String> {
     config.data.texts.check().map_err(|error| error.to_string())?;
     let (data, qformer, evaluation) = (&config.data, &config.model.qformer, &config.evaluation);
+    let cached = data.features.as_ref();
     let selects = evaluation.splits.iter().any(|split| split.select);
     let rules = [
         ((0.0..=1.0).contains(&data.max_skipped_ratio), "data.max_skipped_ratio must be 0 to 1"),
         (data.max_text_tokens >= 3, "data.max_text_tokens must be at least 3: [CLS], a word piece, [SEP]"),
-        (data.features.batch > 0, "data.features.batch must be at least 1"),
+        (cached.is_none_or(|features| features.batch > 0), "data.features.batch must be at least 1"),
+        (
+            cached.is_some() || !data.group_by_caption,
+            "data.group_by_caption needs the captions of all samples, which are kept with [data.features] alone",
+        ),
         ((0.0..1.0).contains(&qformer.dropout), "model.qformer.dropout must be 0 or more and less than 1"),
         (qformer.num_query_tokens > 0, "model.qformer.num_query_tokens must be at least 1"),
         (qformer.cross_attention_freq > 0, "model.qformer.cross_attention_freq must be at least 1"),
@@ -248,6 +259,15 @@ fn check(config: &Config) -> Result<(), String> {
         Some((_, problem)) => Err((*problem).to_owned()),
         None => Ok(()),
     }
+}
+
+/// As the config says; a run without a cache keeps the features of its evaluation alone.
+fn features(config: &Config) -> FeatureConfig {
+    config.data.features.clone().unwrap_or_else(|| FeatureConfig {
+        dir: config.run.dir.join("features"),
+        views: 0,
+        batch: default_encode_batch(),
+    })
 }
 
 fn device(config: &Config, world: &World, path: &Path) -> Result<Device, TrainError> {

@@ -7,7 +7,8 @@ use model::{LmText, Negatives, Stage1, Stage1Inputs, Stage2, Stage2Inputs};
 use monitor::Phase;
 use tch::{Kind, Tensor, nn};
 
-use crate::pairs::{MicroBatch, StageText};
+use crate::pairs::MicroBatch;
+use crate::texts::StageText;
 
 /// Closed: the paper has two.
 pub enum Stage {
@@ -26,15 +27,20 @@ pub struct StepLosses {
 }
 
 impl Stage {
-    /// One forward in training mode: means over this micro-batch (stage 1: over all ranks' pairs that meet in ITC).
+    /// One forward in training mode on raw `features` `[B, P, V]`: means over this micro-batch (stage 1: over all ranks' pairs that meet in ITC).
     ///
     /// # Errors
     /// [`CommError`] when a peer is gone.
-    pub fn losses(&self, batch: &MicroBatch, group: &dyn ProcessGroup) -> Result<StepLosses, CommError> {
+    pub fn losses(
+        &self,
+        batch: &MicroBatch,
+        features: &Tensor,
+        group: &dyn ProcessGroup,
+    ) -> Result<StepLosses, CommError> {
         match (self, &batch.text) {
             (Self::One(stage1, _), StageText::One(text)) => {
                 let inputs = Stage1Inputs {
-                    image: batch.features.shallow_clone(),
+                    image: features.shallow_clone(),
                     text: text.clone(),
                     concepts: batch.concepts.as_ref().map(Tensor::shallow_clone),
                     negatives: Negatives::Drawn { uniforms: batch.uniforms.shallow_clone() },
@@ -54,7 +60,7 @@ impl Stage {
                 })
             }
             (Self::Two(stage2, _), StageText::Two(text)) => {
-                let inputs = Stage2Inputs { image: batch.features.shallow_clone(), text: text.clone() };
+                let inputs = Stage2Inputs { image: features.shallow_clone(), text: text.clone() };
                 let (total, _) = stage2.loss(&inputs, true);
                 Ok(StepLosses { named: vec![("loss", total.detach()), ("loss_lm", total.detach())], total })
             }
@@ -116,11 +122,13 @@ mod tests {
     use tch::Device;
 
     use super::*;
+    use crate::pairs::Image;
 
     fn batch(rows: &[Vec<i64>]) -> MicroBatch {
         let text = StageText::Two(LmText::padded(rows, 1, 0));
         let nothing = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
-        MicroBatch { features: nothing(), text, concepts: None, uniforms: nothing(), dropout_seed: 0 }
+        let image = Image::Features(nothing());
+        MicroBatch { image, text, concepts: None, uniforms: nothing(), dropout_seed: 0 }
     }
 
     #[test]

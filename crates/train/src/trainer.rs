@@ -95,11 +95,12 @@ impl Trainer<'_> {
         let scale = self.state.loss_scale.factor(self.session.plan.autocast);
         let weights = stage::weights(micro_batches, self.session.group.as_ref())?;
         for (batch, weight) in micro_batches.iter().zip(weights) {
+            let features = self.pairs.features(&batch.image);
             // Dropout's generator is set anew for each forward: no state to resume, and ranks differ.
             tch::manual_seed(batch.dropout_seed);
             let step_losses =
                 torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, || {
-                    self.stage.losses(batch, self.session.group.as_ref())
+                    self.stage.losses(batch, &features, self.session.group.as_ref())
                 })?;
             let step_losses = step_losses.weighted(weight);
             (&step_losses.total * scale).backward();
@@ -186,6 +187,10 @@ impl Trainer<'_> {
 
     fn maybe_save(&mut self, improved: bool, stop: bool) -> Result<(), TrainError> {
         let is_last = self.state.step == self.plan.steps;
+        if is_last {
+            // What is handed over has seen the last step.
+            self.optimizer.update_average();
+        }
         let warning = if is_last || stop || improved {
             match self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved) {
                 Err(error) if is_last || stop => return Err(error),

@@ -89,8 +89,14 @@ fn each_config_says_its_command_and_keeps_its_own_run_folder() {
 #[test]
 fn each_key_is_documented() {
     let documented = documented();
+    // A row may describe a whole table, or the tables of an array that is empty here.
+    let is_there = |key: &String| {
+        documented.iter().any(|row| {
+            row == key || key.starts_with(&format!("{row}.")) || row.starts_with(&format!("{key}[]."))
+        })
+    };
     for path in configs() {
-        let missing: Vec<String> = resolved(&path).difference(&documented).cloned().collect();
+        let missing: Vec<String> = resolved(&path).into_iter().filter(|key| !is_there(key)).collect();
         assert!(missing.is_empty(), "docs/configs.md lacks {missing:?}");
     }
 }

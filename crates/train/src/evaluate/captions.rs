@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use super::Progress;
 use super::split::Split;
 use crate::error::TrainError;
-use crate::pairs::LmCaptions;
 use crate::stage::Stage;
+use crate::texts::LmCaptions;
 
 /// Pictures captioned at once.
 const PICTURES_AT_ONCE: usize = 64;

@@ -81,9 +81,8 @@ fn report_data(
     Ok(ReportData {
         title: config.run.name.clone(),
         summary: format!(
-            "{} training pairs, {} augmented views of each picture; {} learned queries.",
-            run.train.examples.len(),
-            config.data.features.views,
+            "{}; {} learned queries.",
+            run.train.summary(),
             config.model.qformer.num_query_tokens
         ),
         facts: facts(run),

@@ -109,6 +109,6 @@ impl Split {
     /// Some captions, tokenised and no wider than the longest of them.
     #[must_use]
     pub fn texts_of(&self, pairs: &[usize]) -> TextInput {
-        crate::pairs::text_input(&self.tokens, pairs)
+        crate::texts::text_input(&self.tokens, pairs)
     }
 }
