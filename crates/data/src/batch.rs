@@ -1,4 +1,4 @@
-//! One micro-batch on the host, and the place to resume from once it has been used.
+//! One rank's part of one global batch on the host, and the place to resume from once it has been used.
 
 use crate::counters::Counters;
 use crate::tokenizer::TextBatch;
@@ -25,13 +25,15 @@ pub struct Batch {
     pub keys: Vec<String>,
     /// Places of the samples in the index; a replaced sample shows its replacement.
     pub samples: Vec<usize>,
+    /// What the order asked for; differs from `samples` where a bad sample was replaced.
+    pub drawn: Vec<usize>,
     /// Epoch of each sample.
     pub epochs: Vec<u64>,
     /// View of each sample: what its random operations, or its cached features, are named by.
     pub views: Vec<u64>,
     /// What was skipped while this batch was made.
     pub counters: Counters,
-    /// The stream position *after* the micro-batches of all ranks.
+    /// The stream position *after* the batches of all ranks.
     pub cursor: Cursor,
 }
 

@@ -11,7 +11,7 @@ pub const MIN_SEEN: u64 = 200;
 /// Counts of skipped samples by shard and reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Samples looked at, good and bad.
+    /// Samples of the order looked at, good and bad; those that stand in for bad ones are not counted.
     pub seen: u64,
     /// Skips by (shard, reason).
     pub skipped: BTreeMap<(Arc<str>, SkipReason), u64>,

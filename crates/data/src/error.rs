@@ -23,19 +23,34 @@ pub enum DataError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A file given as a shard is no tar file. Caller: give up, the data set is wrong.
-    #[error("shard {shard} is no tar file: {found}")]
-    NotATar {
-        /// Path of the shard.
+    /// A remote object, or a copy of one, is not what it was when the run first read it. Caller: give up, the data
+    /// set was changed under the run.
+    #[error("shard {shard} has changed: {problem}; restore it, or make the index again and start a new run")]
+    ShardChanged {
+        /// Name of the shard.
         shard: String,
-        /// What it is instead, as far as its first bytes tell.
-        found: String,
+        /// What differs.
+        problem: String,
     },
-    /// A shard exists and could not be read. Caller: look at the disk, then restart the run.
+    /// Every set of a mixture has given the epochs that it may. Caller: end the run, or lower its steps.
+    #[error("the data ends after {samples} samples; raise `epochs` of a set, or train fewer steps")]
+    Exhausted {
+        /// How many samples the order holds.
+        samples: u64,
+    },
+    /// A shard exists and could not be read. Caller: look at the disk or the server, then restart the run.
     #[error("shard {shard} could not be read")]
     Unreadable {
         /// Path of the shard.
         shard: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An index file or a cached shard cannot be written. Caller: look at the disk, then run again.
+    #[error("{} could not be written", path.display())]
+    Unwritable {
+        /// The file.
+        path: std::path::PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
@@ -91,7 +106,7 @@ pub enum DataError {
 
 /// One sample that cannot be used; counted, then replaced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("sample {key} of shard {shard}: {reason}")]
+#[error("sample {} of shard {shard}: {reason}", key.escape_debug())]
 pub struct SampleError {
     /// Path of the shard.
     pub shard: Arc<str>,
@@ -102,7 +117,8 @@ pub struct SampleError {
 }
 
 /// Why a sample, or a part of a shard, was left out. The names are stable: metrics and summaries carry them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SkipReason {
     /// An image without a `.txt` or `.json` beside it.
     CaptionMissing,
@@ -110,12 +126,16 @@ pub enum SkipReason {
     ImageMissing,
     /// A key that was seen before, in this shard or an earlier one; the first wins.
     DuplicateKey,
+    /// The whole file is no tar: empty, compressed, or without a valid first header.
+    ShardNotTar,
     /// The shard ends without its end-of-archive block; what was whole is kept.
     ShardTruncated,
     /// The last member of the shard is cut off.
     MemberTruncated,
     /// A header in the middle of the shard is broken; what came before it is kept.
     ShardCorrupt,
+    /// The shard holds more members than [`crate::scan::MAX_MEMBERS`]; the first ones are kept.
+    ShardTooLarge,
     /// A link, device or sparse entry.
     EntryUnsupported,
     /// The bytes could not be read from the disk.
@@ -143,9 +163,11 @@ impl SkipReason {
             Self::CaptionMissing => "caption_missing",
             Self::ImageMissing => "image_missing",
             Self::DuplicateKey => "duplicate_key",
+            Self::ShardNotTar => "shard_not_tar",
             Self::ShardTruncated => "shard_truncated",
             Self::MemberTruncated => "member_truncated",
             Self::ShardCorrupt => "shard_corrupt",
+            Self::ShardTooLarge => "shard_too_large",
             Self::EntryUnsupported => "entry_unsupported",
             Self::Unreadable => "unreadable",
             Self::CaptionNotUtf8 => "caption_not_utf8",

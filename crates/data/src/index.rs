@@ -1,53 +1,40 @@
-//! Where every sample lies: shard, offsets and sizes, found by one scan of the tar headers.
+//! Where every sample lies: set, shard, offsets and sizes, out of index files or one scan of the tar headers.
 //!
-//! Members are grouped by key as WebDataset does: the key is the name up to the first dot of its base name, what
-//! follows is the kind (`jpg`, `png`, `webp`; `txt`; `json`). Nothing is ever unpacked, so a name is only a key. The
-//! `tar` crate reads the headers, GNU and PAX names included; it takes an empty file and a cut on a member boundary
-//! for a clean end, so those are checked here. What is wrong inside a shard is counted and the rest is used; a file
-//! that is no tar at all ends the run, because then the config names the wrong thing.
+//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned. What is wrong inside a shard is
+//! counted and the rest is used, also when the whole file is no tar; a shard that is not there ends the run, because
+//! then the config names the wrong thing. Keys are unique inside one folder: img2dataset numbers the keys of every
+//! data set alike.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{Read, Seek};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
 use crate::counters::Counters;
 use crate::error::{DataError, SkipReason};
+use crate::index_file::{ShardIndex, Stamp, hex, path_beside};
+use crate::location::Location;
 use crate::pattern;
+use crate::remote::{Remote, RemoteOptions};
+pub use crate::scan::{ImageKind, Span};
+use crate::scan::{Members, scan};
 
-/// Size of a tar header and unit of its padding.
-const BLOCK: u64 = 512;
 /// Shards kept open at once for reading.
-const MAX_OPEN_SHARDS: usize = 64;
-
-/// Bytes of one member inside its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// First byte, from the start of the shard.
-    pub offset: u64,
-    /// Length in bytes.
-    pub size: u64,
-}
-
-/// The image kinds taken, by file name; what the bytes are is decided when decoding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ImageKind {
-    /// `.jpg`, `.jpeg`
-    Jpeg,
-    /// `.png`
-    Png,
-    /// `.webp`
-    Webp,
-}
+const MAX_OPEN_SHARDS: usize = 256;
+/// Shards that are scanned at once; remote ones wait for the network, not for the processor.
+const LOCAL_THREADS: usize = 8;
+const REMOTE_THREADS: usize = 16;
 
 /// One usable sample: an image and at least one source of captions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SampleEntry {
-    /// Name of the sample, unique over the index.
+    /// Name of the sample, unique over the shards of its folder.
     pub key: Box<str>,
     /// Number of its shard, see [`Index::shard`].
     pub shard: u32,
@@ -61,53 +48,87 @@ pub struct SampleEntry {
     pub json: Option<Span>,
 }
 
-/// All usable samples of a list of shards, in the order in which they lie there.
+/// All usable samples of one or several sets of shards, in the order in which they lie there.
 #[derive(Debug)]
 pub struct Index {
     shards: Vec<Shard>,
+    sets: Vec<Range<usize>>,
     entries: Vec<SampleEntry>,
     problems: Counters,
     digest: String,
+    remote: Option<Remote>,
     open: Mutex<HashMap<u32, Arc<File>>>,
 }
 
 #[derive(Debug)]
 struct Shard {
-    path: PathBuf,
+    location: Location,
     name: Arc<str>,
+    stamp: Stamp,
+    samples: Range<usize>,
 }
 
 impl Index {
-    /// Scans the shards that `patterns` name ([`pattern::shards`]).
+    /// The local shards that `patterns` name ([`pattern::shards`]) as one set.
     ///
-    /// Problems inside shards are counted in [`Index::problems`]. Errors: a shard is missing, unreadable or no tar;
-    /// no usable sample is left over all shards.
+    /// Problems inside shards are counted in [`Index::problems`]. Errors: a shard is missing or unreadable; no
+    /// usable sample is left over all shards.
     pub fn open(patterns: &[String]) -> Result<Self, DataError> {
-        let shards: Vec<Shard> = pattern::shards(patterns)?
-            .into_iter()
-            .map(|path| Shard { name: path.display().to_string().into(), path })
-            .collect();
+        Self::open_sets(&[patterns.to_vec()], None)
+    }
+
+    /// As [`Index::open`], for the sets of a mixture and for URLs.
+    ///
+    /// Without `remote` a URL is refused. Further errors: a server that cannot be reached in time
+    /// ([`DataError::Unreadable`]).
+    pub fn open_sets(sets: &[Vec<String>], remote: Option<RemoteOptions>) -> Result<Self, DataError> {
+        let remote = remote.map(Remote::new).transpose()?;
+        let mut locations = Vec::new();
+        let mut ranges = Vec::new();
+        for patterns in sets {
+            let first = locations.len();
+            locations.extend(pattern::shards(patterns)?);
+            ranges.push(first..locations.len());
+        }
+        let indexes = load_all(&locations, remote.as_ref())?;
         let mut index = Self {
-            shards,
+            shards: Vec::with_capacity(locations.len()),
+            sets: ranges,
             entries: Vec::new(),
             problems: Counters::default(),
             digest: String::new(),
+            remote,
             open: Mutex::default(),
         };
-        let mut keys = HashSet::new();
-        for number in 0..index.shards.len() {
-            index.add_shard(number, &mut keys)?;
+        let mut keys = HashMap::new();
+        for (location, shard_index) in locations.into_iter().zip(indexes) {
+            let keys: &mut HashSet<Box<str>> = keys.entry(location.folder()).or_default();
+            index.add_shard(location, shard_index, keys);
         }
         if index.entries.is_empty() {
-            let problems = index.problems.worst(5);
-            return Err(DataError::Empty {
-                patterns: patterns.to_vec(),
-                shards: index.shards.len(),
-                problems,
-            });
+            let (shards, problems) = (index.shards.len(), index.problems.worst(5));
+            let patterns = sets.iter().flatten().map(|pattern| crate::location::redacted(pattern)).collect();
+            return Err(DataError::Empty { patterns, shards, problems });
         }
         index.digest = digest(&index.entries);
         Ok(index)
+    }
+
+    fn add_shard(&mut self, location: Location, index: ShardIndex, keys: &mut HashSet<Box<str>>) {
+        let (number, first) = (self.shards.len() as u32, self.entries.len());
+        let name: Arc<str> = location.to_string().into();
+        self.problems.seen += index.scan.seen;
+        for (reason, count) in index.scan.problems {
+            *self.problems.skipped.entry((Arc::clone(&name), reason)).or_default() += count;
+        }
+        for Members { key, image, image_kind, text, json } in index.scan.samples {
+            if keys.insert(key.clone()) {
+                self.entries.push(SampleEntry { key, shard: number, image, image_kind, text, json });
+            } else {
+                self.problems.add(&name, SkipReason::DuplicateKey);
+            }
+        }
+        self.shards.push(Shard { location, name, stamp: index.stamp, samples: first..self.entries.len() });
     }
 
     /// Number of usable samples.
@@ -125,7 +146,7 @@ impl Index {
         &self.entries
     }
 
-    /// Path of shard `number` as it is shown in messages and counters.
+    /// Name of shard `number` as it is shown in messages and counters; no query of a URL is in it.
     pub fn shard(&self, number: u32) -> &Arc<str> {
         &self.shards[number as usize].name
     }
@@ -133,6 +154,21 @@ impl Index {
     /// Number of shards.
     pub fn num_shards(&self) -> usize {
         self.shards.len()
+    }
+
+    /// Shard numbers of each set, in the order in which the sets were named.
+    pub fn sets(&self) -> &[Range<usize>] {
+        &self.sets
+    }
+
+    /// Usable samples of each shard of set `number`: what its order is made from.
+    pub fn shard_sizes(&self, number: usize) -> Vec<usize> {
+        self.shards[self.sets[number].clone()].iter().map(|shard| shard.samples.len()).collect()
+    }
+
+    /// Whether a shard is read from elsewhere.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some() && self.shards.iter().any(|shard| matches!(shard.location, Location::Remote(_)))
     }
 
     /// What the scan found wrong, by shard and reason; `seen` counts all keys, usable or not.
@@ -145,47 +181,173 @@ impl Index {
         &self.digest
     }
 
-    /// Reads the bytes of `span` of shard `number`.
-    pub fn read_span(&self, number: u32, span: Span) -> std::io::Result<Vec<u8>> {
-        let file = self.file(number)?;
-        // The scan checked that the span lies inside the file, so its size is no promise of a header.
-        let mut bytes = vec![0; span.size as usize];
-        file.read_exact_at(&mut bytes, span.offset)?;
-        Ok(bytes)
-    }
-
-    fn file(&self, number: u32) -> std::io::Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = open.get(&number) {
+    /// Shard `number`, open for reading; a remote one is fetched into the cache if it is not there.
+    ///
+    /// Errors end a run: the shard is gone, is not the size that was indexed, or its server gave up.
+    pub fn open_shard(&self, number: u32) -> Result<Arc<File>, DataError> {
+        if let Some(file) = self.opened().get(&number) {
             return Ok(Arc::clone(file));
         }
+        // Fetching takes long: others may read meanwhile.
+        let file = Arc::new(self.find(&self.shards[number as usize])?);
+        let mut open = self.opened();
         if open.len() >= MAX_OPEN_SHARDS {
             open.clear();
         }
-        let file = Arc::new(File::open(&self.shards[number as usize].path)?);
         open.insert(number, Arc::clone(&file));
         Ok(file)
     }
 
-    fn add_shard(&mut self, number: usize, keys: &mut HashSet<Box<str>>) -> Result<(), DataError> {
-        let Shard { path, name } = &self.shards[number];
-        let scan = scan(path)?;
-        for reason in scan.problems {
-            self.problems.add(name, reason);
-        }
-        for group in scan.groups {
-            self.problems.seen += 1;
-            for _ in 0..group.duplicates() {
-                self.problems.add(name, SkipReason::DuplicateKey);
-            }
-            match group.entry(number as u32) {
-                Ok(entry) if keys.insert(entry.key.clone()) => self.entries.push(entry),
-                Ok(_) => self.problems.add(name, SkipReason::DuplicateKey),
-                Err(reason) => self.problems.add(name, reason),
-            }
-        }
-        Ok(())
+    fn opened(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<File>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn find(&self, shard: &Shard) -> Result<File, DataError> {
+        match (&shard.location, &self.remote) {
+            (Location::Local(path), _) => {
+                let (file, metadata) = open_local(path)?;
+                if metadata.len() == shard.stamp.size {
+                    return Ok(file);
+                }
+                let problem = format!("{} bytes, {} when indexed", metadata.len(), shard.stamp.size);
+                Err(DataError::ShardChanged { shard: shard.name.to_string(), problem })
+            }
+            (Location::Remote(url), Some(remote)) => remote.shard(url, Some(&shard.stamp)),
+            (Location::Remote(_), None) => Err(no_cache(&shard.location)),
+        }
+    }
+}
+
+/// Reads `span` of an open shard.
+pub(crate) fn read_span(file: &File, span: Span) -> io::Result<Vec<u8>> {
+    // The index checked that the span lies inside the file, and the caller has a limit for it.
+    let mut bytes = vec![0; span.size as usize];
+    file.read_exact_at(&mut bytes, span.offset)?;
+    Ok(bytes)
+}
+
+/// What [`write_index_files`] did.
+#[derive(Debug)]
+pub struct Written {
+    /// Index files that were made; the others were there and fitted.
+    pub made: usize,
+    /// All shards, as an [`Index::open`] sees them from now on.
+    pub index: Index,
+}
+
+/// Writes the index file beside each shard that lacks one which fits; with `contents` it holds the shard's SHA-256.
+///
+/// Only local shards: index them where they lie, then copy the index files with them.
+pub fn write_index_files(patterns: &[String], contents: bool) -> Result<Written, DataError> {
+    let shards = pattern::shards(patterns)?;
+    let made = in_parallel(shards.len(), threads(LOCAL_THREADS), |number| {
+        let Location::Local(path) = &shards[number] else {
+            let problem = "index files are written beside local shards; copy them to the server".to_owned();
+            return Err(DataError::Pattern { pattern: shards[number].to_string(), problem });
+        };
+        let (mut index, found) = local_index(path)?;
+        if found && (!contents || index.stamp.sha256.is_some()) {
+            return Ok(false);
+        }
+        let failed = |source| DataError::Unreadable { shard: path.display().to_string(), source };
+        if contents {
+            index.stamp.sha256 = Some(sha256(&open_local(path)?.0).map_err(failed)?);
+        }
+        let beside = path_beside(path);
+        index.write(&beside).map_err(|source| DataError::Unwritable { path: beside, source })?;
+        Ok(true)
+    })?;
+    let made = made.into_iter().filter(|made| *made).count();
+    Ok(Written { made, index: Index::open(patterns)? })
+}
+
+fn load_all(locations: &[Location], remote: Option<&Remote>) -> Result<Vec<ShardIndex>, DataError> {
+    let any_remote = locations.iter().any(|location| matches!(location, Location::Remote(_)));
+    let threads = threads(if any_remote { REMOTE_THREADS } else { LOCAL_THREADS });
+    in_parallel(locations.len(), threads, |number| match (&locations[number], remote) {
+        (Location::Local(path), _) => Ok(local_index(path)?.0),
+        (Location::Remote(url), Some(remote)) => remote.index(url),
+        (location, None) => Err(no_cache(location)),
+    })
+}
+
+/// Waiting costs no processor, so there may be more threads than cores, but not many.
+fn threads(most: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    most.min(if most == REMOTE_THREADS { most } else { cores })
+}
+
+fn no_cache(location: &Location) -> DataError {
+    let problem = "a URL needs a cache folder; none was given".to_owned();
+    DataError::Pattern { pattern: location.to_string(), problem }
+}
+
+/// The index of a local shard, and whether it came from its index file.
+fn local_index(path: &Path) -> Result<(ShardIndex, bool), DataError> {
+    let (file, metadata) = open_local(path)?;
+    let stamp = Stamp { size: metadata.len(), modified_ns: modified_ns(&metadata), sha256: None };
+    let fits =
+        |index: &ShardIndex| (index.stamp.size, index.stamp.modified_ns) == (stamp.size, stamp.modified_ns);
+    if let Some(index) = ShardIndex::read(&path_beside(path)).filter(fits) {
+        return Ok((index, true));
+    }
+    let unreadable = |source| DataError::Unreadable { shard: path.display().to_string(), source };
+    Ok((ShardIndex { scan: scan(&file).map_err(unreadable)?, stamp }, false))
+}
+
+fn open_local(path: &Path) -> Result<(File, Metadata), DataError> {
+    let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));
+    let shard = || path.display().to_string();
+    opened.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => DataError::ShardMissing { shard: shard(), source },
+        _ => DataError::Unreadable { shard: shard(), source },
+    })
+}
+
+pub(crate) fn modified_ns(metadata: &Metadata) -> u64 {
+    (metadata.mtime() as u64).wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec() as u64)
+}
+
+/// SHA-256 of a whole file in hex.
+pub(crate) fn sha256(mut file: &File) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
+/// `work` for each of `0..count` on up to `threads` threads; results in order, or one of the errors.
+fn in_parallel<T: Send>(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize) -> Result<T, DataError> + Sync,
+) -> Result<Vec<T>, DataError> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::with_capacity(count));
+    let run = || loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= count {
+            return;
+        }
+        let result = work(number);
+        if result.is_err() {
+            next.store(count, Ordering::Relaxed);
+        }
+        results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            scope.spawn(run);
+        }
+        run();
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 fn digest(entries: &[SampleEntry]) -> String {
@@ -201,165 +363,5 @@ fn digest(entries: &[SampleEntry]) -> String {
             number(&mut hash, span.size);
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What a member is, by the part of its name after the key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Image(ImageKind),
-    Text,
-    Json,
-}
-
-/// Key and role of a member called `name`; `None` for names that are no part of a sample.
-fn key_and_role(name: &str) -> Option<(&str, Role)> {
-    let base = name.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = base + name[base..].find('.')?;
-    if dot == base {
-        return None;
-    }
-    let role = match name[dot + 1..].to_ascii_lowercase().as_str() {
-        "jpg" | "jpeg" => Role::Image(ImageKind::Jpeg),
-        "png" => Role::Image(ImageKind::Png),
-        "webp" => Role::Image(ImageKind::Webp),
-        "txt" => Role::Text,
-        "json" => Role::Json,
-        _ => return None,
-    };
-    Some((&name[..dot], role))
-}
-
-/// Members of one key inside one shard, wherever they stand: members of several keys may interleave.
-struct Group {
-    key: Box<str>,
-    images: Vec<(Span, ImageKind)>,
-    texts: Vec<Span>,
-    jsons: Vec<Span>,
-}
-
-impl Group {
-    fn duplicates(&self) -> usize {
-        self.images.len().max(self.texts.len()).max(self.jsons.len()).saturating_sub(1)
-    }
-
-    fn entry(self, shard: u32) -> Result<SampleEntry, SkipReason> {
-        let Some(&(image, image_kind)) = self.images.first() else { return Err(SkipReason::ImageMissing) };
-        let (text, json) = (self.texts.first().copied(), self.jsons.first().copied());
-        if text.is_none() && json.is_none() {
-            return Err(SkipReason::CaptionMissing);
-        }
-        Ok(SampleEntry { key: self.key, shard, image, image_kind, text, json })
-    }
-}
-
-#[derive(Default)]
-struct Scan {
-    groups: Vec<Group>,
-    places: HashMap<Box<str>, usize>,
-    problems: Vec<SkipReason>,
-}
-
-impl Scan {
-    fn add(&mut self, key: &str, role: Role, span: Span) {
-        let place = *self.places.entry(key.into()).or_insert_with(|| {
-            self.groups.push(Group { key: key.into(), images: vec![], texts: vec![], jsons: vec![] });
-            self.groups.len() - 1
-        });
-        let group = &mut self.groups[place];
-        match role {
-            Role::Image(kind) => group.images.push((span, kind)),
-            Role::Text => group.texts.push(span),
-            Role::Json => group.jsons.push(span),
-        }
-    }
-}
-
-/// Reads the headers of one shard.
-fn scan(path: &Path) -> Result<Scan, DataError> {
-    let shard = || path.display().to_string();
-    let mut file = File::open(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => DataError::ShardMissing { shard: shard(), source },
-        _ => DataError::Unreadable { shard: shard(), source },
-    })?;
-    let unreadable = |source| DataError::Unreadable { shard: shard(), source };
-    let length = file.metadata().map_err(unreadable)?.len();
-    if let Some(found) = first_bytes_problem(&mut file, length).map_err(unreadable)? {
-        return Err(DataError::NotATar { shard: shard(), found });
-    }
-    let mut scan = Scan::default();
-    let mut archive = tar::Archive::new(file);
-    // Where the next header must stand; the end of the last whole member.
-    let mut end = 0;
-    for (number, entry) in archive.entries_with_seek().map_err(unreadable)?.enumerate() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(_) if number == 0 => {
-                let found = "its first header has a wrong checksum".to_owned();
-                return Err(DataError::NotATar { shard: shard(), found });
-            }
-            Err(error) => {
-                let cut = error.kind() == std::io::ErrorKind::UnexpectedEof || length < end + BLOCK;
-                scan.problems.push(if cut { SkipReason::ShardTruncated } else { SkipReason::ShardCorrupt });
-                return Ok(scan);
-            }
-        };
-        let span = Span { offset: entry.raw_file_position(), size: entry.size() };
-        let Some(after) = span.offset.checked_add(span.size).filter(|&after| after <= length) else {
-            scan.problems.push(SkipReason::MemberTruncated);
-            return Ok(scan);
-        };
-        end = after.next_multiple_of(BLOCK);
-        let kind = entry.header().entry_type();
-        if kind.is_dir() || kind.is_pax_global_extensions() {
-            continue;
-        }
-        if !(kind.is_file() || kind.is_contiguous()) {
-            scan.problems.push(SkipReason::EntryUnsupported);
-            continue;
-        }
-        let name = entry.path_bytes();
-        if let Some((key, role)) = key_and_role(&String::from_utf8_lossy(&name)) {
-            scan.add(key, role, span);
-        }
-    }
-    // The crate takes the end of the file for the end of the archive; a whole archive ends with a zero block.
-    if length < end + BLOCK {
-        scan.problems.push(SkipReason::ShardTruncated);
-    }
-    Ok(scan)
-}
-
-/// What the file is instead of a tar, if its first block says so; leaves the file at its start.
-fn first_bytes_problem(file: &mut File, length: u64) -> std::io::Result<Option<String>> {
-    if length == 0 {
-        return Ok(Some("the file is empty".into()));
-    }
-    let mut block = Vec::new();
-    file.by_ref().take(BLOCK).read_to_end(&mut block)?;
-    file.rewind()?;
-    let problem = match block.as_slice() {
-        [0x1f, 0x8b, ..] => Some("it is compressed with gzip"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("it is compressed with zstd"),
-        [b'P', b'K', 3 | 5, ..] => Some("it is a zip file"),
-        _ if (block.len() as u64) < BLOCK => Some("it is shorter than one header"),
-        _ if !header_checksum_matches(&block) => Some("its first header has a wrong checksum"),
-        _ => None,
-    };
-    Ok(problem.map(str::to_owned))
-}
-
-/// The checksum rule of a tar header; a zero block (an empty archive) passes.
-fn header_checksum_matches(block: &[u8]) -> bool {
-    if block.iter().all(|&byte| byte == 0) {
-        return true;
-    }
-    let sum: u32 = block
-        .iter()
-        .enumerate()
-        .map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { byte.into() })
-        .sum();
-    let digits: String =
-        block[148..156].iter().map(|&byte| byte as char).filter(|digit| digit.is_digit(8)).collect();
-    u32::from_str_radix(&digits, 8).is_ok_and(|stored| stored == sum)
+    hex(&hash.finalize())
 }

@@ -11,23 +11,67 @@
 //! A bad sample is a value ([`SampleError`]), not an exception: it is counted by shard and reason and replaced by
 //! the next good one, so that every rank keeps its batch size. [`DataError`] is for what ends a run.
 //!
-//! Nothing here touches a device, reads a clock or the environment, or knows more of ranks than two numbers.
+//! Nothing here touches a device or reads the environment, or knows more of ranks than two numbers; only downloads
+//! ([`remote`]) look at a clock.
+//!
+//! # Example
+//!
+//! ```
+//! use std::sync::Arc;
+//! use data::{Index, Loader, LoaderSpec, Order, Transform, TransformConfig};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let mut shard = tar::Builder::new(std::fs::File::create(dir.path().join("0.tar"))?);
+//! # let mut png = std::io::Cursor::new(Vec::new());
+//! # image::RgbImage::new(32, 24).write_to(&mut png, image::ImageFormat::Png)?;
+//! # for (name, bytes) in [("a.png", png.get_ref().as_slice()), ("a.txt", b"A cat."), ("b.png", png.get_ref()), ("b.txt", b"A dog.")] {
+//! #     let mut header = tar::Header::new_gnu();
+//! #     header.set_size(bytes.len() as u64);
+//! #     shard.append_data(&mut header, name, bytes)?;
+//! # }
+//! # shard.finish()?;
+//! # let shards = dir.path().display().to_string();
+//! let index = Arc::new(Index::open(&[shards])?);
+//! let order = Arc::new(Order::in_blocks(1, &index.shard_sizes(0), 16));
+//! let spec = LoaderSpec {
+//!     global_batch: 2,
+//!     transform: Some(Arc::new(Transform::new(TransformConfig::default())?)),
+//!     ..LoaderSpec::new(index, order, 1)
+//! };
+//! let mut loader = Loader::start(spec.clone())?;
+//! let first = loader.next_batch()?;
+//! assert_eq!(first.pixels.as_ref().map(Vec::len), Some(2 * 3 * 224 * 224));
+//! let second = loader.next_batch()?;
+//!
+//! // Resumed, with another number of threads: the same second batch.
+//! let mut resumed = Loader::start(LoaderSpec { start_position: first.cursor.position, workers: 3, ..spec })?;
+//! assert_eq!(resumed.next_batch()?, second);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod augment;
 pub mod batch;
+mod blocks;
 pub mod caption;
 pub mod counters;
 pub mod decode;
 pub mod error;
 pub mod index;
+pub mod index_file;
 pub mod loader;
+pub mod location;
+mod mixture;
 pub mod order;
 mod ordered;
 pub mod pattern;
+mod prefetch;
 pub mod prepare;
+mod recent;
+pub mod remote;
 pub mod resize;
 pub mod rng;
 pub mod sample;
+pub mod scan;
 pub mod tokenizer;
 pub mod transform;
 
@@ -36,9 +80,12 @@ pub use caption::{MAX_WORDS, TextPolicy, blip_caption};
 pub use counters::Counters;
 pub use decode::{Alpha, DecodeOptions, Decoded, decode};
 pub use error::{DataError, SampleError, SkipReason};
-pub use index::{Index, SampleEntry};
+pub use index::{Index, SampleEntry, write_index_files};
 pub use loader::{Loader, LoaderSpec, View, decode_all};
+pub use location::Location;
+pub use mixture::{Drawn, MixtureSet, Share, Unit};
 pub use order::{Order, SampleRef, rank_slice};
+pub use remote::RemoteOptions;
 pub use rng::{Rng, Stream};
 pub use sample::{Captions, Sample};
 pub use tokenizer::{LmFraming, LmTokenizer, TextBatch, Tokenizer, WordPiece};

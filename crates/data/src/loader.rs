@@ -1,20 +1,23 @@
 //! The stream of one rank's batches, made ahead by threads and delivered in order.
 //!
-//! Micro-batch `k` of the run covers the positions `[start + k C, start + (k + 1) C)` with `C = micro_batch *
-//! world_size`; rank `r` takes the `r`-th slice. A bad sample is replaced by the next good one of the index: which
-//! one that is depends on the sample alone, so it is the same at any world size.
+//! Batch `k` of the run covers the positions `[start + k G, start + (k + 1) G)` with `G = global_batch`; each rank
+//! takes its [`rank_slice`]. A bad sample is counted once, where the order asked for it, and replaced by the next
+//! good one of its set: which one that is depends on the sample alone, so it is the same at any world size, and
+//! every rank keeps its batch size.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::batch::{Batch, Cursor};
-use crate::caption::{TextPolicy, blip_caption};
+use crate::caption::{MAX_WORDS, TextPolicy, blip_caption};
 use crate::counters::Counters;
 use crate::decode::decode;
 use crate::error::{DataError, SampleError};
 use crate::index::Index;
-use crate::order::{Order, SampleRef};
+use crate::order::{Order, SampleRef, rank_slice};
 use crate::ordered::Ordered;
+use crate::prefetch::Prefetch;
 use crate::rng::{Rng, Stream};
 use crate::tokenizer::Tokenizer;
 use crate::transform::{Pixels, Transform};
@@ -23,7 +26,7 @@ use crate::transform::{Pixels, Transform};
 const BATCHES_AHEAD: usize = 2;
 /// Finished views that each thread of [`decode_all`] may hold.
 const VIEWS_AHEAD: usize = 8;
-/// So many bad samples in a row, or a whole round of the index, mean that no good one is left.
+/// So many bad samples in a row, or a whole round of the set, mean that no good one is left.
 const MAX_REPLACEMENTS: usize = 10_000;
 
 /// What a loader reads, and which part of it is ours.
@@ -41,69 +44,112 @@ pub struct LoaderSpec {
     pub num_views: Option<u64>,
     /// Which text a sample shows.
     pub text: TextPolicy,
+    /// Of a list of captions, only the first so many are drawn from (2 for BLIP-2's CapFilt lists); `None`: all.
+    pub first_captions: Option<usize>,
     /// Words kept of a text.
     pub max_words: usize,
     /// Makes `Batch::tokens`; `None` leaves the texts alone.
     pub tokenizer: Option<Tokenizer>,
     /// Tokens a row.
     pub max_text_len: usize,
-    /// Samples known to be bad (a feature cache found them): replaced without being read.
+    /// Samples known to be bad (a feature cache found them): replaced without being read or counted.
     pub unusable: Arc<BTreeSet<usize>>,
     /// Our rank, below `world_size`.
     pub rank: usize,
     /// Ranks that read this stream together.
     pub world_size: usize,
-    /// Samples a batch.
-    pub micro_batch: usize,
+    /// Samples of all ranks together in one batch, at least one for each rank. Ranks whose shares differ differ by
+    /// one sample.
+    pub global_batch: usize,
     /// Where to start: 0, or the position of a [`Cursor`].
     pub start_position: u64,
     /// Threads; at least one is started.
     pub workers: usize,
+    /// Remote shards fetched ahead of the order, block by block; 0 fetches each when it is needed.
+    pub shards_ahead: usize,
     /// The run ends when more than this share of the samples seen was skipped.
     pub max_skipped_ratio: f64,
 }
 
-/// An endless stream of one rank's batches.
+/// A stream of one rank's batches; endless, unless the order has an end.
 #[derive(Debug)]
 pub struct Loader {
     batches: Ordered<Result<Batch, DataError>>,
     counters: Counters,
     max_skipped_ratio: f64,
+    prefetch: Prefetch,
 }
 
 impl Loader {
-    /// Starts the threads. Refuses a spec that names no batch.
+    /// Starts the threads.
+    ///
+    /// Errors: a spec that names no batch; an index with more problems than `max_skipped_ratio` allows.
     pub fn start(spec: LoaderSpec) -> Result<Self, DataError> {
         spec.check()?;
         let max_skipped_ratio = spec.max_skipped_ratio;
+        spec.index.problems().check(max_skipped_ratio)?;
+        let mut prefetch = Prefetch::start(&spec.index, &spec.order, spec.shards_ahead)?;
+        prefetch.reach(spec.start_position);
         let workers = spec.workers;
         let make = move |number| Some(spec.batch(number));
         let batches = Ordered::start("data", workers, BATCHES_AHEAD, make)?;
-        Ok(Self { batches, counters: Counters::default(), max_skipped_ratio })
+        Ok(Self { batches, counters: Counters::default(), max_skipped_ratio, prefetch })
     }
 
-    /// The next batch. Errors end the stream: too many bad samples, or a thread that panicked.
+    /// The next batch. Errors end the stream: [`DataError::TooManySkipped`] names the worst shards,
+    /// [`DataError::Exhausted`] says that the order has ended, [`DataError::Unreadable`] that a server gave up.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
         let ended = || DataError::Worker { worker: "data".into(), message: "the stream has ended".into() };
         let batch = self.batches.next().unwrap_or_else(|| Err(ended()))??;
+        self.prefetch.reach(batch.cursor.position);
         self.counters.merge(&batch.counters);
         self.counters.check(self.max_skipped_ratio)?;
         Ok(batch)
     }
 
-    /// What was skipped in the batches delivered so far.
+    /// What was skipped in the batches delivered so far, of this rank.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 }
 
 impl LoaderSpec {
+    /// One rank, one thread, one sample a batch, captions as they are, no pixels, no bad sample borne; the rest is
+    /// for the caller to set.
+    pub fn new(index: Arc<Index>, order: Arc<Order>, seed: u64) -> Self {
+        Self {
+            index,
+            order,
+            seed,
+            transform: None,
+            num_views: None,
+            text: TextPolicy::Label,
+            first_captions: None,
+            max_words: MAX_WORDS,
+            tokenizer: None,
+            max_text_len: 0,
+            unusable: Arc::default(),
+            rank: 0,
+            world_size: 1,
+            global_batch: 1,
+            start_position: 0,
+            workers: 1,
+            shards_ahead: 0,
+            max_skipped_ratio: 0.0,
+        }
+    }
+
     fn check(&self) -> Result<(), DataError> {
         self.text.check()?;
         let rules = [
-            (self.micro_batch > 0, "micro_batch", "must not be 0"),
             (self.rank < self.world_size, "rank", "must be below world_size"),
+            (
+                self.global_batch >= self.world_size.max(1),
+                "global_batch",
+                "must hold a sample for each rank; make it larger or start fewer ranks",
+            ),
             (self.num_views != Some(0), "num_views", "must not be 0"),
+            (self.first_captions != Some(0), "first_captions", "must not be 0"),
             (
                 self.order.num_samples() == self.index.len(),
                 "order",
@@ -119,18 +165,22 @@ impl LoaderSpec {
         Ok(())
     }
 
-    /// Our part of micro-batch `number`.
+    /// Our part of batch `number`.
     fn batch(&self, number: u64) -> Result<Batch, DataError> {
-        let contrast_batch = (self.micro_batch * self.world_size) as u64;
-        let first = self.start_position + number * contrast_batch;
-        let ours = first + (self.rank * self.micro_batch) as u64;
+        let first = self.start_position + number * self.global_batch as u64;
+        let end = first + self.global_batch as u64;
+        if let Some(samples) = self.order.end().filter(|&samples| samples < end) {
+            // All ranks see the same end, so none goes on alone with a part of a batch.
+            return Err(DataError::Exhausted { samples });
+        }
+        let ours = rank_slice(self.global_batch, self.rank, self.world_size);
         let mut batch = Batch {
-            cursor: Cursor { position: first + contrast_batch },
+            cursor: Cursor { position: end },
             image_size: self.transform.as_ref().map_or(0, |transform| transform.config().image_size),
             pixels: self.transform.as_ref().map(|_| Vec::new()),
             ..Batch::default()
         };
-        for place in self.order.slice(ours, self.micro_batch) {
+        for place in self.order.slice(first + ours.start as u64, ours.len()) {
             self.add_sample(place, &mut batch)?;
         }
         if let Some(tokenizer) = &self.tokenizer {
@@ -139,20 +189,23 @@ impl LoaderSpec {
         Ok(batch)
     }
 
-    /// Adds the sample at `place`, or the next good one behind it in the index.
+    /// Adds the sample at `place`, or the next good one behind it in its set.
     fn add_sample(&self, place: SampleRef, batch: &mut Batch) -> Result<(), DataError> {
-        let num_samples = self.index.len();
-        for step in 0..num_samples.min(MAX_REPLACEMENTS) {
-            let sample = (place.index + step) % num_samples;
+        let set = self.order.neighbours(place.index);
+        for step in 0..set.len().min(MAX_REPLACEMENTS) {
+            let sample = set.start + (place.index - set.start + step) % set.len();
             if self.unusable.contains(&sample) {
                 continue;
             }
-            batch.counters.seen += 1;
-            match self.example(sample, place.epoch) {
+            batch.counters.seen += u64::from(step == 0);
+            // A shard that cannot be had is no bad sample: other ranks may have it, and would see other batches.
+            let file = self.index.open_shard(self.index.entries()[sample].shard)?;
+            match self.example(&file, sample, place.epoch) {
                 Ok((text, view, pixels)) => {
                     batch.texts.push(text);
                     batch.keys.push(self.index.entries()[sample].key.to_string());
                     batch.samples.push(sample);
+                    batch.drawn.push(place.index);
                     batch.epochs.push(place.epoch);
                     batch.views.push(view);
                     if let (Some(all), Some(pixels)) = (&mut batch.pixels, pixels) {
@@ -160,21 +213,29 @@ impl LoaderSpec {
                     }
                     return Ok(());
                 }
-                Err(error) => batch.counters.add_error(&error),
+                Err(error) if step == 0 => batch.counters.add_error(&error),
+                // Counted where the order asks for it.
+                Err(_) => {}
             }
         }
         Err(batch.counters.too_many(self.max_skipped_ratio))
     }
 
     /// Text, view and pixels of one sample in one epoch.
-    fn example(&self, sample: usize, epoch: u64) -> Result<(String, u64, Option<Pixels>), SampleError> {
-        let captions = self.index.read_captions(sample)?;
+    fn example(
+        &self,
+        file: &File,
+        sample: usize,
+        epoch: u64,
+    ) -> Result<(String, u64, Option<Pixels>), SampleError> {
+        let mut captions = self.index.read_captions_in(file, sample)?;
+        captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));
         let text = blip_caption(&self.text.draw(&captions, self.seed, sample as u64, epoch), self.max_words);
         let view = self.num_views.map_or(epoch, |num_views| {
             Rng::new(self.seed, Stream::View, &[sample as u64, epoch]).below(num_views)
         });
         let Some(transform) = &self.transform else { return Ok((text, view, None)) };
-        let image = self.index.read_image(sample)?;
+        let image = self.index.read_image_in(file, sample)?;
         let decoded = decode(&image, &transform.decode_options())
             .map_err(|reason| self.index.sample_error(sample, reason))?;
         Ok((text, view, Some(transform.train(&decoded, self.seed, sample as u64, view))))

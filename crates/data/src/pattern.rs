@@ -1,8 +1,9 @@
-//! From what the config says to a list of shard paths: brace patterns, folders, plain paths.
+//! From what the config says to a list of shards: brace patterns, folders, list files, plain paths, URLs.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
+use crate::location::{Location, redacted};
 
 /// More shards than this in one pattern is a slip of the keyboard.
 pub const MAX_SHARDS: usize = 1_000_000;
@@ -10,26 +11,49 @@ pub const MAX_SHARDS: usize = 1_000_000;
 /// A closing brace without an opening one.
 const UNOPENED: &str = "a } closes nothing";
 
-/// All shards that `patterns` name, in the order given; a folder gives its `*.tar` sorted by name.
+/// All shards that `patterns` name, in the order given.
 ///
-/// `train-{000000..000002}.tar` counts with leading zeros, `{a,b}` lists; groups may stand side by side. Only local
-/// paths are taken: `pipe:` and URLs are refused.
-pub fn shards(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
-    let mut paths = Vec::new();
+/// `train-{000000..000002}.tar` counts with leading zeros, `{a,b}` lists; groups may stand side by side. A folder
+/// gives its `*.tar` sorted by name; a `.txt` file gives the pattern of each of its lines (`#` starts a comment).
+/// What may be a URL says [`Location::parse`].
+pub fn shards(patterns: &[String]) -> Result<Vec<Location>, DataError> {
+    let mut found = Vec::new();
     for pattern in patterns {
-        let problem = |problem: String| DataError::Pattern { pattern: pattern.clone(), problem };
-        if pattern.contains("://") || pattern.starts_with("pipe:") {
-            return Err(problem("only local paths are read here".into()));
-        }
-        if Path::new(pattern).is_dir() {
-            paths.extend(folder(pattern)?);
-            continue;
-        }
-        for name in expand(pattern).map_err(problem)? {
-            paths.push(PathBuf::from(name));
+        if Path::new(pattern).extension().is_some_and(|extension| extension == "txt") {
+            for line in list(pattern)? {
+                add(&line, &mut found)?;
+            }
+        } else {
+            add(pattern, &mut found)?;
         }
     }
-    Ok(paths)
+    Ok(found)
+}
+
+/// Adds what one pattern names; a list inside a list is not followed.
+fn add(pattern: &str, found: &mut Vec<Location>) -> Result<(), DataError> {
+    if Path::new(pattern).is_dir() {
+        found.extend(folder(pattern)?.into_iter().map(Location::Local));
+        return Ok(());
+    }
+    let problem = |problem: String| DataError::Pattern { pattern: redacted(pattern), problem };
+    for name in expand(pattern).map_err(problem)? {
+        found.push(Location::parse(&name).map_err(problem)?);
+    }
+    Ok(())
+}
+
+/// The lines of a list file that hold a pattern; relative paths are taken from where the program runs.
+fn list(path: &str) -> Result<Vec<String>, DataError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| DataError::Unreadable { shard: path.to_owned(), source })?;
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let lines: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if lines.is_empty() {
+        let problem = "the list names no shard".to_owned();
+        return Err(DataError::Pattern { pattern: path.to_owned(), problem });
+    }
+    Ok(lines)
 }
 
 fn folder(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
@@ -131,8 +155,16 @@ mod tests {
             let error = expand(pattern).unwrap_err();
             assert!(error.contains(part), "{pattern}: {error}");
         }
-        let url = shards(&["pipe:rm -rf x".to_owned()]).unwrap_err();
-        assert!(url.to_string().contains("only local"), "{url}");
+    }
+
+    #[test]
+    fn a_list_file_names_patterns() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("shards.txt");
+        std::fs::write(&list, "# two sets\na-{0..1}.tar\n\nhttp://h/b.tar # mirror\n").unwrap();
+        let found = shards(&[list.display().to_string()]).unwrap();
+        let names: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a-0.tar", "a-1.tar", "http://h/b.tar"]);
     }
 
     proptest! {

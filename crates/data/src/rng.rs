@@ -36,6 +36,16 @@ pub enum Stream {
     Subset = 12,
     /// Seed of fresh weights; named by (phase).
     Init = 13,
+    /// Order of the samples inside one block of shards; named by (epoch, block).
+    Block = 14,
+    /// Which set of a mixture stands where; named by (phase, period).
+    Mixture = 15,
+    /// Seed of one set of a mixture; named by (set).
+    MixtureSet = 16,
+    /// Operations of RandAugment; named by (sample, view).
+    RandAugment = 18,
+    /// Waiting time before a download is tried again; named by (attempt). The one stream that no result depends on.
+    Backoff = 17,
 }
 
 /// SplitMix64's increment: 2^64 divided by the golden ratio.

@@ -1,12 +1,18 @@
 //! The bytes of one key: the image as it is stored, the captions as text.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::error::{SampleError, SkipReason};
-use crate::index::{Index, SampleEntry, Span};
+use crate::index::{Index, SampleEntry, Span, read_span};
 
 /// A caption file above this size is no caption.
 pub const MAX_CAPTION_BYTES: u64 = 1 << 20;
+/// An image file above this size is not read.
+pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+/// Members of one sample that lie no farther apart are read at once.
+const MAX_GAP: u64 = 64 << 10;
 
 /// Captions of one sample, and words that go with the picture.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,6 +34,17 @@ pub struct Sample {
     pub captions: Captions,
 }
 
+/// One sample's bytes, as they lie in its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawSample<'a> {
+    /// The image file.
+    pub image: &'a [u8],
+    /// The `.txt`.
+    pub text: Option<&'a [u8]>,
+    /// The `.json`.
+    pub json: Option<&'a [u8]>,
+}
+
 impl Index {
     /// Image and captions of sample `number`. The caption is read first: it is cheap, and decides as often.
     pub fn read(&self, number: usize) -> Result<Sample, SampleError> {
@@ -38,17 +55,74 @@ impl Index {
 
     /// The image file's bytes of sample `number`.
     pub fn read_image(&self, number: usize) -> Result<Vec<u8>, SampleError> {
-        let entry = &self.entries()[number];
-        self.read_span(entry.shard, entry.image)
-            .map_err(|_| self.sample_error(number, SkipReason::Unreadable))
+        self.read_image_in(&*self.shard_of(number)?, number)
     }
 
     /// The captions of sample `number`, without touching its image.
     ///
-    /// `.json` with a `caption` (a string or a list of strings) wins, because it can hold several captions and
-    /// `tags`; else the `.txt` is the caption. A broken `.json` beside a `.txt` costs nothing but its tags.
+    /// `.json` with a `caption` (a string or a list of strings; the whole file may be that list) wins, because it
+    /// can hold several captions and `tags`; else the `.txt` is the caption. A broken `.json` beside a `.txt` costs
+    /// nothing but its tags.
     pub fn read_captions(&self, number: usize) -> Result<Captions, SampleError> {
-        self.captions(&self.entries()[number]).map_err(|reason| self.sample_error(number, reason))
+        self.read_captions_in(&*self.shard_of(number)?, number)
+    }
+
+    /// All bytes of sample `number` in one read, into a `buffer` that is used again: for measuring and copying.
+    pub fn read_raw<'a>(&self, number: usize, buffer: &'a mut Vec<u8>) -> Result<RawSample<'a>, SampleError> {
+        let entry = &self.entries()[number];
+        let spans = [Some(entry.image), entry.text, entry.json];
+        let present = || spans.iter().flatten();
+        let start = present().map(|span| span.offset).min().unwrap_or(0);
+        let end = present().map(|span| span.offset + span.size).max().unwrap_or(0);
+        let needed: u64 = present().map(|span| span.size).sum();
+        let error = |reason| self.sample_error(number, reason);
+        if needed > MAX_IMAGE_BYTES {
+            return Err(error(SkipReason::ImageTooLarge));
+        }
+        let file = self.shard_of(number)?;
+        let near = end - start <= needed + MAX_GAP;
+        // Where each member begins in the buffer.
+        let mut places = [0; 3];
+        let mut length = 0;
+        for (place, span) in places.iter_mut().zip(&spans) {
+            let Some(span) = span else { continue };
+            *place = if near { (span.offset - start) as usize } else { length };
+            length += span.size as usize;
+        }
+        let length = if near { (end - start) as usize } else { length };
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let read = if near {
+            file.read_exact_at(&mut buffer[..length], start)
+        } else {
+            spans.iter().zip(places).try_for_each(|(span, place)| match span {
+                Some(span) => file.read_exact_at(&mut buffer[place..place + span.size as usize], span.offset),
+                None => Ok(()),
+            })
+        };
+        read.map_err(|_| error(SkipReason::Unreadable))?;
+        let buffer: &'a [u8] = buffer;
+        let part = |at: usize| spans[at].map(|span| &buffer[places[at]..places[at] + span.size as usize]);
+        Ok(RawSample { image: part(0).unwrap_or_default(), text: part(1), json: part(2) })
+    }
+
+    /// The shard of sample `number`; what the loader takes for the end of a run is one sample's misfortune here.
+    fn shard_of(&self, number: usize) -> Result<Arc<File>, SampleError> {
+        self.open_shard(self.entries()[number].shard)
+            .map_err(|_| self.sample_error(number, SkipReason::Unreadable))
+    }
+
+    pub(crate) fn read_image_in(&self, file: &File, number: usize) -> Result<Vec<u8>, SampleError> {
+        let image = self.entries()[number].image;
+        if image.size > MAX_IMAGE_BYTES {
+            return Err(self.sample_error(number, SkipReason::ImageTooLarge));
+        }
+        read_span(file, image).map_err(|_| self.sample_error(number, SkipReason::Unreadable))
+    }
+
+    pub(crate) fn read_captions_in(&self, file: &File, number: usize) -> Result<Captions, SampleError> {
+        captions(file, &self.entries()[number]).map_err(|reason| self.sample_error(number, reason))
     }
 
     /// Names sample `number` as skipped for `reason`.
@@ -56,28 +130,28 @@ impl Index {
         let entry = &self.entries()[number];
         SampleError { shard: Arc::clone(self.shard(entry.shard)), key: entry.key.to_string(), reason }
     }
+}
 
-    fn captions(&self, entry: &SampleEntry) -> Result<Captions, SkipReason> {
-        let bytes = |span: Span| {
-            if span.size > MAX_CAPTION_BYTES {
-                return Err(SkipReason::CaptionTooLarge);
-            }
-            self.read_span(entry.shard, span).map_err(|_| SkipReason::Unreadable)
-        };
-        let from_json = entry.json.map(|span| bytes(span).and_then(|bytes| parse_json(&bytes)));
-        let mut found = match (from_json, entry.text) {
-            (Some(Ok(found)), _) if !found.captions.is_empty() => found,
-            (Some(Err(reason)), None) => return Err(reason),
-            (Some(Ok(_)), None) => return Err(SkipReason::CaptionJsonInvalid),
-            (from_json, Some(span)) => {
-                let tags = from_json.and_then(Result::ok).unwrap_or_default().tags;
-                Captions { captions: vec![parse_text(bytes(span)?)?], tags }
-            }
-            (None, None) => return Err(SkipReason::CaptionMissing),
-        };
-        found.captions.retain(|caption| !caption.trim().is_empty());
-        if found.captions.is_empty() { Err(SkipReason::CaptionEmpty) } else { Ok(found) }
-    }
+fn captions(file: &File, entry: &SampleEntry) -> Result<Captions, SkipReason> {
+    let bytes = |span: Span| {
+        if span.size > MAX_CAPTION_BYTES {
+            return Err(SkipReason::CaptionTooLarge);
+        }
+        read_span(file, span).map_err(|_| SkipReason::Unreadable)
+    };
+    let from_json = entry.json.map(|span| bytes(span).and_then(|bytes| parse_json(&bytes)));
+    let mut found = match (from_json, entry.text) {
+        (Some(Ok(found)), _) if !found.captions.is_empty() => found,
+        (Some(Err(reason)), None) => return Err(reason),
+        (Some(Ok(_)), None) => return Err(SkipReason::CaptionJsonInvalid),
+        (from_json, Some(span)) => {
+            let tags = from_json.and_then(Result::ok).unwrap_or_default().tags;
+            Captions { captions: vec![parse_text(bytes(span)?)?], tags }
+        }
+        (None, None) => return Err(SkipReason::CaptionMissing),
+    };
+    found.captions.retain(|caption| !caption.trim().is_empty());
+    if found.captions.is_empty() { Err(SkipReason::CaptionEmpty) } else { Ok(found) }
 }
 
 /// A `.txt` caption: UTF-8; a byte order mark at the start is no part of it.
@@ -89,7 +163,8 @@ pub fn parse_text(bytes: Vec<u8>) -> Result<String, SkipReason> {
     Ok(text)
 }
 
-/// `caption` and `tags` of a `.json`; no captions when the key is absent or null.
+/// `caption` and `tags` of a `.json`; no captions when the key is absent or null. A file that is a list of texts is
+/// the captions (LAVIS's reader of LAION takes such).
 pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
     #[derive(serde::Deserialize)]
     struct Fields {
@@ -107,7 +182,13 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
         Some(OneOrMany::One(text)) => vec![text],
         Some(OneOrMany::Many(texts)) => texts,
     };
-    let fields: Fields = serde_json::from_slice(bytes).map_err(|_| SkipReason::CaptionJsonInvalid)?;
+    let invalid = |_| SkipReason::CaptionJsonInvalid;
+    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first == Some(&b'[') {
+        let captions = serde_json::from_slice(bytes).map_err(invalid)?;
+        return Ok(Captions { captions, tags: Vec::new() });
+    }
+    let fields: Fields = serde_json::from_slice(bytes).map_err(invalid)?;
     Ok(Captions { captions: list(fields.caption), tags: list(fields.tags) })
 }
 
@@ -122,6 +203,8 @@ mod tests {
         let one = parse_json(br#"{"caption": "a cat", "tags": ["pet"], "other": {"deep": 1}}"#).unwrap();
         assert_eq!((one.captions, one.tags), (vec!["a cat".to_owned()], vec!["pet".to_owned()]));
         assert_eq!(parse_json(br#"{"caption": ["a", "b"]}"#).unwrap().captions, ["a", "b"]);
+        assert_eq!(parse_json(br#" ["a", "b"]"#).unwrap().captions, ["a", "b"]);
+        assert_eq!(parse_json(br#"["a", 1]"#), Err(SkipReason::CaptionJsonInvalid));
         assert_eq!(parse_json(br#"{"url": "x"}"#).unwrap(), Captions::default());
         assert_eq!(parse_json(br#"{"caption": 3}"#), Err(SkipReason::CaptionJsonInvalid));
         assert_eq!(parse_json(b"{"), Err(SkipReason::CaptionJsonInvalid));

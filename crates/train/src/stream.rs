@@ -66,6 +66,7 @@ impl StreamedSet {
             transform: Some(Arc::clone(&self.encoder.transform)),
             num_views: None,
             text: text.clone(),
+            first_captions: None,
             max_words: data::MAX_WORDS,
             // The hub tokenises: stage 2 reads other tokens than stage 1.
             tokenizer: None,
@@ -73,9 +74,10 @@ impl StreamedSet {
             unusable: Arc::new(BTreeSet::new()),
             rank: draws.rank,
             world_size: draws.world_size,
-            micro_batch: plan.micro_batch,
+            global_batch: plan.contrast_batch,
             start_position: state.pairs_seen,
             workers: config.workers,
+            shards_ahead: 0,
             max_skipped_ratio: config.max_skipped_ratio,
         };
         Ok(Streamed { loader: Loader::start(spec)?, encoder: &self.encoder, draws })
