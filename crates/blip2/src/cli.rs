@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use launch::Nproc;
+use launch::{NodeFlags, Nproc, Rdzv};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -65,15 +65,40 @@ pub struct ResumeArgs {
 #[derive(Args)]
 pub struct LaunchOptions {
     /// Workers on this machine: a number, `gpu` for one for each GPU, or `auto` for one for each GPU and, without
-    /// GPUs, min(2, cores).
-    #[arg(long, value_name = "N|auto|gpu", default_value = "auto")]
-    pub nproc_per_node: Nproc,
-    /// How often all workers are started again after one of them failed.
-    #[arg(long, value_name = "R", default_value_t = 3)]
-    pub max_restarts: u32,
+    /// GPUs, min(2, cores) [default: auto].
+    #[arg(long, value_name = "N|auto|gpu")]
+    pub nproc_per_node: Option<Nproc>,
+    /// Machines that take part; each runs `blip2 launch` with the same arguments [default: 1].
+    #[arg(long, value_name = "N")]
+    pub nnodes: Option<NonZeroUsize>,
+    /// Number of this machine, from 0; without it the machines are counted as they come.
+    #[arg(long, value_name = "K")]
+    pub node_rank: Option<usize>,
+    /// Where the machines meet: an address of number 0 and a port that is free there.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub rdzv: Option<Rdzv>,
+    /// How often all workers are started again after one of them failed [default: 3].
+    #[arg(long, value_name = "R")]
+    pub max_restarts: Option<u32>,
+    /// Print what would be started here, and where its numbers come from, and start nothing.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Replace a value of the config: `--set stage1.steps=100`. May be given more than once.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+impl LaunchOptions {
+    /// What was typed of nodes and workers; the rest comes from the environment.
+    pub fn node_flags(&self) -> NodeFlags {
+        NodeFlags {
+            nproc_per_node: self.nproc_per_node,
+            nnodes: self.nnodes.map(NonZeroUsize::get),
+            node_rank: self.node_rank,
+            rdzv: self.rdzv.clone(),
+            max_restarts: self.max_restarts,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -148,6 +173,21 @@ pub enum ExportTo {
 pub enum Data {
     /// Fetch a data set and its weights, and write the shards.
     Prepare(PrepareArgs),
+    /// Write an index file beside each shard, and say what the shards hold.
+    Index(IndexArgs),
+}
+
+#[derive(Args)]
+pub struct IndexArgs {
+    /// Files, folders, brace patterns such as 'cc3m/{00000..00331}.tar', list files (.txt).
+    #[arg(required = true, value_name = "PATTERN")]
+    pub shards: Vec<String>,
+    /// Read whole shards and keep their SHA-256, so that copies fetched from elsewhere are checked against it.
+    #[arg(long)]
+    pub contents: bool,
+    /// Shards that an order mixes at one time, for the figure on how well it shuffles.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub shards_per_block: usize,
 }
 
 #[derive(Args)]

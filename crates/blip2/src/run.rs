@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use launch::LaunchSpec;
+use launch::{Detected, LaunchSpec, Patience};
 
 use crate::cli::{ExportArgs, ExportTo, ImportArgs, LaunchOptions, PlanArgs};
 use crate::error::CommandError;
@@ -101,13 +101,22 @@ fn start(
     options: &LaunchOptions,
     say: &dyn Fn(&str),
 ) -> Result<ExitCode, CommandError> {
+    let Detected { nodes, nproc, max_restarts, taken } =
+        launch::detect(options.node_flags(), &launch::variable)?;
+    taken.iter().for_each(|line| say(line));
     let spec = LaunchSpec {
         worker: worker.path().to_owned(),
         args: config_args("train", config, &options.overrides),
-        nproc: options.nproc_per_node.resolve()?,
+        nproc: nproc.resolve()?,
         run_dir,
-        max_restarts: options.max_restarts,
+        max_restarts,
+        nodes,
+        patience: Patience::default(),
     };
+    if options.dry_run {
+        print!("{}", launch::dry_run(&spec)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     Ok(launch::launch(&spec, say)?.into())
 }
 

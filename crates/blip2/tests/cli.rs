@@ -61,7 +61,10 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
 fn help_names_every_command_and_exit_code() {
     let (code, help, _) = run(&mut Place::without_worker().command(&["--help"]));
     assert_eq!(code, Some(0));
-    for word in ["launch", "resume", "plan", "verify", "data", "ckpt", "69", "73", "75", "78", "93"] {
+    for word in [
+        "launch", "resume", "plan", "verify", "import", "export", "data", "ckpt", "69", "73", "75", "78",
+        "93",
+    ] {
         assert!(help.contains(word), "{word} is missing from:\n{help}");
     }
     let (_, help, _) = run(&mut Place::without_worker().command(&["launch", "--help"]));
@@ -111,6 +114,34 @@ fn a_launch_asks_for_the_run_folder_and_starts_the_workers_there() {
     assert!(log.contains("rank 1 of 2"), "{log}");
     let rest = "--set stage1.steps=9 --set a=b c -- c.toml";
     assert_eq!(place.asked(), [format!("run-dir {rest}"), format!("train {rest}"), format!("train {rest}")]);
+}
+
+#[test]
+fn a_dry_run_says_what_it_took_from_where_and_starts_nothing() {
+    let place = Place::with_worker();
+    let mut command = place.command(&["launch", "--dry-run", "c.toml"]);
+    command.envs([("PET_NNODES", "2"), ("PET_NPROC_PER_NODE", "2"), ("PET_NODE_RANK", "1")]);
+    let (code, stdout, stderr) = run(command.env("PET_RDZV_ENDPOINT", "node0:29500"));
+    assert_eq!(code, Some(0), "{stderr}");
+    for line in
+        ["--nnodes 2, from PET_NNODES", "--node-rank 1, from PET_NODE_RANK", "--rdzv node0:29500, from"]
+    {
+        assert!(stderr.contains(line), "{line}: {stderr}");
+    }
+    assert!(
+        stdout.contains("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1") && stdout.contains("train -- c.toml"),
+        "{stdout}"
+    );
+    assert_eq!(place.asked(), ["run-dir -- c.toml"]);
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn several_nodes_need_a_place_to_meet() {
+    let place = Place::with_worker();
+    let (code, _, stderr) = run(&mut place.command(&["launch", "--nnodes", "2", "c.toml"]));
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("--rdzv HOST:PORT"), "{stderr}");
 }
 
 #[test]
@@ -166,6 +197,29 @@ fn resume_does_not_write_into_another_folder_than_the_named_one() {
     assert_eq!(code, Some(78));
     assert!(stderr.contains("run.dir"), "{stderr}");
     assert_eq!(place.asked(), ["run-dir -- moved/config.toml"]);
+}
+
+#[test]
+fn import_and_export_are_the_workers_to_do() {
+    let place = Place::with_worker();
+    for args in [
+        &["import", "a.pth", "ours"][..],
+        &["import", "a.pth", "ours", "--config", "config.json"],
+        &["export", "run", "hf", "--to", "hf", "--shard-bytes", "9"],
+        &["export", "run", "a.pth", "--to", "lavis", "--whole", "--vision", "v", "--language", "l"],
+    ] {
+        assert_eq!(run(&mut place.command(args)).0, Some(0), "{args:?}");
+    }
+    let asked = [
+        "import -- a.pth ours",
+        "import --config config.json -- a.pth ours",
+        "export --to hf --shard-bytes 9 -- run hf",
+        "export --to lavis --whole --vision v --language l -- run a.pth",
+    ];
+    assert_eq!(place.asked(), asked);
+    let (code, _, stderr) = run(&mut place.command(&["export", "run", "hf"]));
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("--to"), "{stderr}");
 }
 
 #[test]

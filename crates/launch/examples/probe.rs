@@ -1,23 +1,34 @@
 //! The smallest worker that keeps the contract, and a launcher for it. The process tests run both.
 //!
 //! `probe launch DIR NPROC` launches `probe work DIR` NPROC times; each worker writes `DIR/pid-RANK`, waits, and ends
-//! with 75 when asked to stop.
+//! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch.
+//!
+//! `probe steps DIR` takes 40 steps together with the other ranks, who meet in files, and does in one of them what
+//! `DIR/fault-RANK` says.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use launch::{Exit, LaunchError, LaunchSpec, StopFlag, World, die_with_parent, launch};
+use launch::{
+    Exit, LaunchError, LaunchSpec, Nodes, Patience, ProgressPage, StopFlag, WorkerPhase, World,
+    die_with_parent, launch,
+};
+use nix::sys::signal::{Signal, raise};
 
 /// So that a test that goes wrong leaves nothing behind.
 const AT_MOST: Duration = Duration::from_secs(60);
+const STEPS: u64 = 40;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
-        ["launch", dir, nproc] => start(Path::new(dir), nproc),
+        ["launch", dir, nproc] => start(Path::new(dir), nproc, Nodes::one()),
+        ["node", dir, nproc, rdzv] => rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv))),
         ["work", dir] => work(Path::new(dir)),
+        ["steps", dir] => steps(Path::new(dir)),
         _ => Err(LaunchError::Arguments { detail: "probe launch DIR NPROC | probe work DIR".into() }),
     };
     match outcome {
@@ -29,14 +40,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(dir: &Path, nproc: &str) -> Result<Exit, LaunchError> {
+/// Two nodes with little patience.
+fn two(rdzv: launch::Rdzv) -> Nodes {
+    let (lease, join) = (Duration::from_secs(2), Duration::from_secs(5));
+    Nodes { nnodes: 2, rdzv: Some(rdzv), lease, join, ..Nodes::one() }
+}
+
+fn start(dir: &Path, nproc: &str, nodes: Nodes) -> Result<Exit, LaunchError> {
     let bad = |detail: String| LaunchError::Arguments { detail };
     let spec = LaunchSpec {
         worker: std::env::current_exe().map_err(|e| bad(e.to_string()))?,
         args: vec!["work".into(), dir.into()],
         nproc: nproc.parse().map_err(|_| bad(format!("{nproc:?} is no number")))?,
         run_dir: dir.into(),
-        max_restarts: 0,
+        max_restarts: if nodes.nnodes > 1 { 2 } else { 0 },
+        nodes,
+        patience: Patience::default(),
     };
     launch(&spec, &|line| eprintln!("{line}"))
 }
@@ -45,12 +64,73 @@ fn work(dir: &Path) -> Result<Exit, LaunchError> {
     let world = World::from_env()?;
     die_with_parent(&world)?;
     let stop = StopFlag::install()?;
-    let path: PathBuf = dir.join(format!("pid-{}", world.rank));
-    std::fs::write(&path, std::process::id().to_string())
-        .map_err(|source| LaunchError::Write { path, source })?;
+    // With several nodes a test wants to know all ranks of a generation; with one the rank is enough.
+    let name = match world.local_world_size == world.world_size {
+        true => format!("pid-{}", world.rank),
+        false => format!("pid-{}-of-{}-in-{}", world.rank, world.world_size, world.generation),
+    };
+    write(dir, &name, &std::process::id().to_string())?;
     let start = Instant::now();
     while !stop.requested() && start.elapsed() < AT_MOST {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(if stop.requested() { Exit::Stopped } else { Exit::GiveUp })
+}
+
+fn steps(dir: &Path) -> Result<Exit, LaunchError> {
+    let world = World::from_env()?;
+    die_with_parent(&world)?;
+    let page = ProgressPage::from_env();
+    let fault = dir.join(format!("fault-{}", world.rank));
+    for step in 0..STEPS {
+        for phase in [WorkerPhase::Data, WorkerPhase::Compute] {
+            page.write(phase, step);
+            std::thread::sleep(Duration::from_millis(2));
+            let wanted = fs::read_to_string(&fault).unwrap_or_default();
+            if let Some(what) = wanted.strip_prefix(&format!("{step} {} ", phase.name())) {
+                // Once only: the next generation comes through.
+                let _ = fs::remove_file(&fault);
+                suffer(what.trim());
+            }
+        }
+        page.write(WorkerPhase::Reduce, step);
+        meet(dir, &world, step)?;
+    }
+    page.write(WorkerPhase::End, STEPS);
+    Ok(Exit::Done)
+}
+
+fn suffer(what: &str) {
+    let start = Instant::now();
+    match what {
+        "stop" => drop(raise(Signal::SIGSTOP)),
+        "spin" => while start.elapsed() < AT_MOST {},
+        "sleep" => std::thread::sleep(AT_MOST),
+        "abort" => std::process::abort(),
+        "panic" => panic!("as the test wants"),
+        // The first one only takes Rust's own handler away.
+        "segv" => drop((raise(Signal::SIGSEGV), raise(Signal::SIGSEGV))),
+        // A pipe that nobody writes to.
+        path => drop(fs::read(path)),
+    }
+}
+
+/// Waits until every rank has come to `step`.
+fn meet(dir: &Path, world: &World, step: u64) -> Result<(), LaunchError> {
+    let place = |rank| format!("step-{}-{rank}", world.generation);
+    write(dir, &place(world.rank), &step.to_string())?;
+    let has_come = |rank| {
+        let text = fs::read_to_string(dir.join(place(rank))).unwrap_or_default();
+        text.parse::<u64>().is_ok_and(|other| other >= step)
+    };
+    let start = Instant::now();
+    while !(0..world.world_size).all(has_come) && start.elapsed() < AT_MOST {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<(), LaunchError> {
+    let path: PathBuf = dir.join(name);
+    fs::write(&path, text).map_err(|source| LaunchError::Write { path, source })
 }

@@ -4,8 +4,9 @@ use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
 
+use crate::coordinator::Place;
 use crate::environment;
-use crate::world::{LAUNCHER_PID, LOOPBACK};
+use crate::world::LAUNCHER_PID;
 
 /// A command for `program` that finds libtorch where the variable `LIBTORCH` says, if it is set. A program that was
 /// not moved finds it by its own run path.
@@ -26,35 +27,34 @@ fn library_path(libtorch: &str, before: Option<&str>) -> String {
     }
 }
 
-/// What the workers of one generation have in common.
+/// What the workers of one node in one generation have in common.
 pub(crate) struct Generation<'a> {
-    /// How many times the set was formed before.
-    pub number: u32,
+    pub place: &'a Place,
     pub max_restarts: u32,
+    /// Workers on this node.
     pub nproc: usize,
-    /// Where rank 0 listens on loopback.
-    pub master_port: u16,
     /// Names the run in torchrun's words.
     pub run_id: &'a str,
 }
 
 impl Generation<'_> {
-    /// torchrun's environment for the worker `rank`, on one node.
-    pub(crate) fn environment(&self, rank: usize) -> Vec<(&'static str, String)> {
-        let (rank, nproc) = (rank.to_string(), self.nproc.to_string());
+    /// torchrun's environment for the worker number `local_rank` of this node.
+    pub(crate) fn environment(&self, local_rank: usize) -> Vec<(&'static str, String)> {
+        let place = self.place;
+        let (rank, world_size) = ((place.first_rank + local_rank).to_string(), place.world_size.to_string());
         let mut variables = vec![
             ("RANK", rank.clone()),
-            ("WORLD_SIZE", nproc.clone()),
-            ("LOCAL_RANK", rank.clone()),
-            ("LOCAL_WORLD_SIZE", nproc.clone()),
-            ("GROUP_RANK", "0".into()),
-            ("GROUP_WORLD_SIZE", "1".into()),
+            ("WORLD_SIZE", world_size.clone()),
+            ("LOCAL_RANK", local_rank.to_string()),
+            ("LOCAL_WORLD_SIZE", self.nproc.to_string()),
+            ("GROUP_RANK", place.node_rank.to_string()),
+            ("GROUP_WORLD_SIZE", place.nnodes.to_string()),
             ("ROLE_RANK", rank),
-            ("ROLE_WORLD_SIZE", nproc),
+            ("ROLE_WORLD_SIZE", world_size),
             ("ROLE_NAME", "default".into()),
-            ("MASTER_ADDR", LOOPBACK.into()),
-            ("MASTER_PORT", self.master_port.to_string()),
-            ("TORCHELASTIC_RESTART_COUNT", self.number.to_string()),
+            ("MASTER_ADDR", place.master_addr.clone()),
+            ("MASTER_PORT", place.master_port.to_string()),
+            ("TORCHELASTIC_RESTART_COUNT", place.generation.to_string()),
             ("TORCHELASTIC_MAX_RESTARTS", self.max_restarts.to_string()),
             ("TORCHELASTIC_RUN_ID", self.run_id.into()),
             (LAUNCHER_PID, std::process::id().to_string()),
@@ -84,15 +84,23 @@ mod tests {
 
     #[test]
     fn a_world_reads_back_what_the_launcher_sets() {
-        let generation =
-            Generation { number: 2, max_restarts: 3, nproc: 4, master_port: 23456, run_id: "demo" };
+        let place = Place {
+            generation: 2,
+            node_rank: 1,
+            nnodes: 2,
+            first_rank: 3,
+            world_size: 7,
+            master_addr: "node0".into(),
+            master_port: 23456,
+        };
+        let generation = Generation { place: &place, max_restarts: 3, nproc: 4, run_id: "demo" };
         let variables = generation.environment(3);
         let lookup =
             |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
         let world = crate::World::from_vars(&lookup).unwrap();
-        assert_eq!((world.rank, world.local_rank, world.world_size, world.local_world_size), (3, 3, 4, 4));
-        assert_eq!((world.master_addr.as_str(), world.master_port), ("127.0.0.1", 23456));
-        assert_eq!((world.node_rank, world.generation), (0, 2));
+        assert_eq!((world.rank, world.local_rank, world.world_size, world.local_world_size), (6, 3, 7, 4));
+        assert_eq!((world.master_addr.as_str(), world.master_port), ("node0", 23456));
+        assert_eq!((world.node_rank, world.generation), (1, 2));
         let pid = i32::try_from(std::process::id()).unwrap();
         assert_eq!(world.source, crate::Source::Launcher { pid });
     }

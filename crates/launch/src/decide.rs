@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::Exit;
+use crate::watchdog::Hang;
 
 /// How one process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(crate) struct Fleet {
     pub told_to_end: Option<Duration>,
     /// The signal by which somebody asked the launcher for a stop.
     pub stop: Option<i32>,
+    /// The worker that the launcher killed because it hung.
+    pub hang: Option<Hang>,
 }
 
 /// Bounds that do not change during a launch.
@@ -66,7 +69,12 @@ pub(crate) enum Action {
 pub(crate) fn decide(now: Duration, fleet: &Fleet, policy: &Policy) -> Action {
     let running = fleet.ended.len() < fleet.nproc;
     match (fleet.cause(), fleet.told_to_end) {
-        (None, _) if running => Action::Wait,
+        (None, None) if running => Action::Wait,
+        // Another node's worker failed.
+        (None, Some(told)) if running => match now.saturating_sub(told) < policy.grace {
+            true => Action::Wait,
+            false => Action::Kill,
+        },
         (None, _) => Action::Exit(fleet.clean_exit()),
         (Some(cause), None) if running => match now.saturating_sub(cause.at) < policy.settle {
             true => Action::Wait,
@@ -91,7 +99,7 @@ fn grace(exit: Exit, policy: &Policy) -> Duration {
 
 impl Fleet {
     pub(crate) fn new(nproc: usize, restarts: u32, stop: Option<i32>) -> Self {
-        Self { nproc, restarts, ended: Vec::new(), told_to_end: None, stop }
+        Self { nproc, restarts, ended: Vec::new(), told_to_end: None, stop, hang: None }
     }
 
     /// The worker whose end means that the others cannot go on; `None` while all is well.
@@ -200,6 +208,14 @@ mod tests {
             let fleet = pair(&[(0, End::Code(code), 10), (1, End::Code(0), 11)]);
             assert_eq!(decide(ms(200), &fleet, &POLICY), Action::Restart);
         }
+    }
+
+    #[test]
+    fn workers_told_to_end_for_another_node_are_not_waited_for_for_ever() {
+        let told = Fleet { told_to_end: Some(ms(1000)), ..pair(&[(0, End::Code(69), 1200)]) };
+        assert_eq!(decide(ms(5999), &told, &POLICY), Action::Wait);
+        assert_eq!(decide(ms(6000), &told, &POLICY), Action::Kill);
+        assert!(told.cause().is_none());
     }
 
     #[test]

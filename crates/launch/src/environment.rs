@@ -20,6 +20,12 @@ pub(crate) fn read(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// A variable of this process, for [`crate::detect`].
+#[must_use]
+pub fn variable(name: &str) -> Option<String> {
+    read(name)
+}
+
 /// As [`read`], where empty means unset: compose files and job templates hand on variables they have no value for.
 pub(crate) fn read_filled(name: &str) -> Option<String> {
     read(name).filter(|value| !value.is_empty())

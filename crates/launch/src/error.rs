@@ -42,6 +42,24 @@ pub enum LaunchError {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// Another launcher holds the run folder: wait for it, or name another folder.
+    #[error("run folder {} is in use by another launcher (process {pid} on {host})", run_dir.display())]
+    Busy {
+        /// The run folder.
+        run_dir: PathBuf,
+        /// Where the other launcher runs.
+        host: String,
+        /// Its process id.
+        pid: u32,
+    },
+    /// The launchers of several nodes do not meet.
+    #[error("{detail}")]
+    Meeting {
+        /// Where, how long it was tried, what answered, what to look at.
+        detail: String,
+        /// Trying again changes nothing: something must be mended.
+        mendable: bool,
+    },
     /// The operating system refused something that processes need (a signal handler, a port, a thread).
     #[error("cannot {action}: {source}")]
     System {
@@ -57,10 +75,15 @@ impl LaunchError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Environment { .. } | Self::Arguments { .. } => Exit::Config,
-            Self::ParentGone { .. } | Self::Spawn { .. } | Self::Write { .. } | Self::System { .. } => {
-                Exit::Unavailable
+            Self::Environment { .. } | Self::Arguments { .. } | Self::Meeting { mendable: true, .. } => {
+                Exit::Config
             }
+            Self::Busy { .. } => Exit::Busy,
+            Self::Meeting { .. }
+            | Self::ParentGone { .. }
+            | Self::Spawn { .. }
+            | Self::Write { .. }
+            | Self::System { .. } => Exit::Unavailable,
         }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decide::{End, Ended, Fleet};
 use crate::fleet::Processes;
+use crate::progress::WorkerPhase;
 
 /// Name of the report in the run folder.
 pub const FAILURE: &str = "failure.json";
@@ -24,6 +25,10 @@ pub struct Failure {
     pub exit_code: Option<i32>,
     /// The signal that killed it.
     pub signal: Option<i32>,
+    /// What it was doing, where it said so.
+    pub phase: Option<WorkerPhase>,
+    /// The step at which it did.
+    pub step: Option<u64>,
     /// What happened, as a sentence.
     pub message: String,
     /// When, since the launcher started.
@@ -50,21 +55,24 @@ pub struct OtherEnd {
 }
 
 impl Failure {
-    pub(crate) fn new(fleet: &Fleet, cause: &Ended, processes: &Processes) -> Self {
-        let log = processes.log(cause.rank);
+    /// Workers are counted from this node's first rank.
+    pub(crate) fn new(fleet: &Fleet, cause: &Ended, processes: &Processes, first_rank: usize) -> Self {
+        let (log, beat) = (processes.log(cause.rank), processes.beat(cause.rank));
         let (exit_code, signal) = split(cause.end);
         let mut others: Vec<&Ended> = fleet.ended.iter().filter(|ended| ended.rank != cause.rank).collect();
         others.sort_by_key(|ended| ended.at);
         Self {
-            rank: cause.rank,
+            rank: first_rank + cause.rank,
             generation: fleet.restarts,
             exit_code,
             signal,
-            message: sentence(cause),
+            phase: beat.as_ref().map(|beat| beat.phase),
+            step: beat.map(|beat| beat.step),
+            message: sentence(first_rank + cause.rank, cause, fleet),
             seconds_since_start: cause.at.as_secs_f64(),
             log: log.path().to_owned(),
             last_lines: log.last_lines(),
-            others: others.into_iter().map(OtherEnd::from).collect(),
+            others: others.into_iter().map(|ended| OtherEnd::new(ended, first_rank)).collect(),
         }
     }
 
@@ -80,10 +88,10 @@ impl Failure {
     }
 }
 
-impl From<&Ended> for OtherEnd {
-    fn from(ended: &Ended) -> Self {
+impl OtherEnd {
+    fn new(ended: &Ended, first_rank: usize) -> Self {
         let (exit_code, signal) = split(ended.end);
-        Self { rank: ended.rank, exit_code, signal, seconds_since_start: ended.at.as_secs_f64() }
+        Self { rank: first_rank + ended.rank, exit_code, signal, seconds_since_start: ended.at.as_secs_f64() }
     }
 }
 
@@ -94,8 +102,10 @@ fn split(end: End) -> (Option<i32>, Option<i32>) {
     }
 }
 
-fn sentence(cause: &Ended) -> String {
-    let rank = cause.rank;
+fn sentence(rank: usize, cause: &Ended, fleet: &Fleet) -> String {
+    if let Some(hang) = fleet.hang.as_ref().filter(|hang| hang.worker == cause.rank) {
+        return format!("rank {rank} {hang}");
+    }
     match cause.end {
         End::Code(101) => format!("rank {rank} panicked (exit code 101)"),
         End::Code(code) => format!("rank {rank} exited with code {code}"),

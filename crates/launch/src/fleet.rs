@@ -17,6 +17,8 @@ use crate::LaunchError;
 use crate::command::{Generation, worker_command};
 use crate::decide::{End, Ended};
 use crate::launcher::LaunchSpec;
+use crate::progress::{Beat, PROGRESS_PAGE, PageReader};
+use crate::watchdog::Vital;
 use crate::worker_log::WorkerLog;
 
 /// How long the output of an ended worker may take to arrive.
@@ -28,6 +30,7 @@ struct Worker {
     child: Child,
     group: Pid,
     log: WorkerLog,
+    page: PageReader,
     running: bool,
 }
 
@@ -51,7 +54,8 @@ impl Processes {
         let (sender, ends) = mpsc::channel();
         let mut processes = Self { workers: Vec::with_capacity(spec.nproc), ends };
         for rank in 0..spec.nproc {
-            let log = WorkerLog::open(logs, rank, generation.number)?;
+            let place = generation.place;
+            let log = WorkerLog::open(logs, place.first_rank + rank, place.generation)?;
             let worker = start_worker(spec, generation, rank, log)
                 .map_err(|source| LaunchError::Spawn { program: spec.worker.clone(), source })?;
             let group = worker.group;
@@ -98,6 +102,35 @@ impl Processes {
         }
     }
 
+    /// Kills one worker and what it has started.
+    pub(crate) fn kill(&self, rank: usize) {
+        if let Some(worker) = self.workers.get(rank).filter(|worker| worker.running) {
+            let _ = killpg(worker.group, Signal::SIGKILL);
+        }
+    }
+
+    /// Whether a worker has not ended.
+    pub(crate) fn is_running(&self, rank: usize) -> bool {
+        self.workers[rank].running
+    }
+
+    /// What a worker last said of its progress.
+    pub(crate) fn beat(&self, rank: usize) -> Option<Beat> {
+        self.workers[rank].page.read()
+    }
+
+    /// What the system says of a worker's main thread.
+    pub(crate) fn vital(&self, rank: usize) -> Vital {
+        let path = format!("/proc/{}/stat", self.workers[rank].group);
+        let stat = std::fs::read_to_string(path).unwrap_or_default();
+        // pid (name) state ..
+        match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
+            Some('T' | 't') => Vital::Stopped,
+            Some('R') => Vital::Computes,
+            _ => Vital::Waits,
+        }
+    }
+
     /// The log of a worker.
     pub(crate) fn log(&self, rank: usize) -> &WorkerLog {
         &self.workers[rank].log
@@ -120,14 +153,15 @@ fn start_worker(
     mut log: WorkerLog,
 ) -> io::Result<Worker> {
     let mut command = worker_command(&spec.worker);
-    command.args(&spec.args).envs(generation.environment(rank));
+    let page = PageReader::new()?;
+    command.args(&spec.args).envs(generation.environment(rank)).env(PROGRESS_PAGE, page.path());
     // A group of its own: Ctrl-C reaches the launcher alone, and a signal to the group reaches grandchildren too.
     command.process_group(0);
-    log.connect(&mut command, rank)?;
+    log.connect(&mut command, generation.place.first_rank + rank)?;
     let mut child = command.spawn()?;
     let group = Pid::from_raw(child.id().cast_signed());
     let pumped = log.pump(&mut child);
-    let mut worker = Worker { child, group, log, running: true };
+    let mut worker = Worker { child, group, log, page, running: true };
     if let Err(error) = pumped {
         let _ = worker.child.kill().and_then(|()| worker.child.wait());
         return Err(error);

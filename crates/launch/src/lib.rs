@@ -3,13 +3,16 @@
 //! A worker asks [`World`] who it is, whoever started it (our launcher, torchrun, Open MPI, SLURM, or nobody), lets
 //! itself be ended with its launcher ([`die_with_parent`]) and watches for a wish to stop ([`StopFlag`]).
 //!
-//! [`launch`] starts the workers of one machine: it waits for them, hands on signals, ends the rest when one fails,
-//! says which one it was (`failure.json`), and forms the set again while restarts are left. What to do next is decided
-//! by one pure function (`decide`); everything around it only acts.
+//! [`launch`] starts the workers of one machine, and with the launchers of other nodes ([`Nodes`]) those of a run that
+//! spans several. It waits for them, hands on signals, ends the rest when one fails,
+//! says which one it was (`failure.json`), and forms the set again while restarts are left. A worker that makes no
+//! progress ([`ProgressPage`]) is found by name and phase (`watchdog`). What to do next is decided by pure code
+//! (`decide`, `watchdog`, `coordinator::state`); everything around it only acts.
 //!
 //! This crate is the only reader of the environment; it opens no tensor and reads no training config.
 
 mod command;
+mod coordinator;
 mod decide;
 mod environment;
 mod error;
@@ -17,20 +20,30 @@ mod exit;
 mod failure;
 mod fleet;
 mod launcher;
+mod meeting;
+mod nodes;
 mod nproc;
 mod parent;
+mod progress;
+mod run_lock;
 mod slurm;
 mod stop;
+mod watch;
+mod watchdog;
 mod worker_log;
 mod world;
 
 pub use command::worker_command;
-pub use environment::cache_dir;
+pub use environment::{cache_dir, variable};
 pub use error::{LaunchError, with_causes};
 pub use exit::Exit;
 pub use failure::{FAILURE, Failure, OtherEnd};
 pub use launcher::{LaunchSpec, launch};
+pub use meeting::dry_run;
+pub use nodes::{Detected, NodeFlags, Nodes, Rdzv, detect};
 pub use nproc::Nproc;
 pub use parent::die_with_parent;
+pub use progress::{ProgressPage, WorkerPhase};
 pub use stop::StopFlag;
+pub use watchdog::Patience;
 pub use world::{Source, World};

@@ -1,6 +1,7 @@
 //! What `srun` tells its tasks.
 
 use crate::error::LaunchError;
+use crate::nodes::Rdzv;
 use crate::world::{Source, Vars, World, refuse};
 
 /// Ports for jobs that name none: below the range that Linux hands out by itself (32768 and up).
@@ -49,6 +50,12 @@ fn local_world_size(vars: Vars<'_>, node_rank: usize, world_size: usize) -> Resu
         Some(tasks) => Ok(tasks),
         None => refuse(format!("{name}={text:?} names no number of tasks for SLURM_NODEID={node_rank}")),
     }
+}
+
+/// Where the launchers of a step meet; `None` where no list of hosts is set.
+pub(crate) fn meeting(vars: Vars<'_>) -> Result<Option<Rdzv>, LaunchError> {
+    let port = port(vars)?;
+    Ok(first_host_of_step(vars).map(|host| Rdzv { host, port }))
 }
 
 /// A port that two jobs on one host rarely share.

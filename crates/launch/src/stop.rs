@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGINT;
 use signal_hook::{SigId, flag, low_level};
 
 use crate::LaunchError;
 
-/// Set by SIGTERM (schedulers), SIGUSR1 (SLURM's early warning) and SIGINT (a person). A second SIGINT ends the
+/// Signals by which schedulers (SIGTERM, SLURM's early warning SIGUSR1, submitit's SIGUSR2) and persons (SIGINT) ask
+/// for a stop.
+const STOP_SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Set by SIGTERM, SIGUSR1, SIGUSR2 (schedulers) and SIGINT (a person). A second SIGINT ends the
 /// process at once.
 #[derive(Debug, Clone)]
 pub struct StopFlag {
@@ -29,8 +33,8 @@ impl StopFlag {
             // Before the flag is set below, so that it is the second SIGINT that finds it set.
             flag::register_conditional_default(SIGINT, Arc::clone(&interrupted))?;
             flag::register(SIGINT, interrupted)?;
-            for signal in [SIGTERM, SIGINT, SIGUSR1] {
-                flag::register(signal, Arc::clone(&requested))?;
+            for signal in STOP_SIGNALS {
+                flag::register(signal as i32, Arc::clone(&requested))?;
             }
             Ok(())
         };
@@ -59,7 +63,7 @@ impl StopSignals {
         let install = |signals: &mut Self| -> io::Result<()> {
             signals.handlers.push(flag::register_conditional_default(SIGINT, Arc::clone(&interrupted))?);
             signals.handlers.push(flag::register(SIGINT, interrupted)?);
-            for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+            for signal in STOP_SIGNALS {
                 let number = signal as i32;
                 let handler = flag::register_usize(
                     number,

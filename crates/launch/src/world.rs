@@ -220,7 +220,11 @@ pub(crate) fn refuse<T>(detail: String) -> Result<T, LaunchError> {
 #[derive(Clone, Copy)]
 pub(crate) struct Vars<'a>(&'a dyn Fn(&str) -> Option<String>);
 
-impl Vars<'_> {
+impl<'a> Vars<'a> {
+    pub(crate) fn new(vars: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self(vars)
+    }
+
     pub(crate) fn text(self, name: &str) -> Option<String> {
         (self.0)(name).filter(|value| !value.is_empty())
     }

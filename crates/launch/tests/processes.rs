@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use launch::{Exit, FAILURE, Failure, LaunchError, LaunchSpec, launch};
+use launch::{Exit, FAILURE, Failure, LaunchError, LaunchSpec, Nodes, Patience, launch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -20,6 +20,8 @@ fn shell(dir: &Path, nproc: usize, script: &str) -> LaunchSpec {
         nproc,
         run_dir: dir.into(),
         max_restarts: 0,
+        nodes: Nodes::one(),
+        patience: Patience::default(),
     }
 }
 

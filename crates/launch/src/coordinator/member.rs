@@ -1,0 +1,183 @@
+//! A launcher's side of the coordinator: joins, beats, says what happened, hears what to do.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::message::{FromCoordinator, FromNode, Hello, Place};
+use super::wire::{self, Sender};
+use crate::LaunchError;
+use crate::nodes::Rdzv;
+
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// What a launcher hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum News {
+    Form(Place),
+    /// End the workers of this generation.
+    End {
+        generation: u32,
+    },
+    /// Ask the workers for a stop.
+    Stop {
+        signal: i32,
+    },
+    /// The generation is over, or with a code the whole run; `cause` is the first failing rank.
+    Over {
+        generation: u32,
+        cause: Option<usize>,
+        code: Option<u8>,
+    },
+    /// It will not have this launcher.
+    Refused {
+        detail: String,
+    },
+    /// It has not been heard of for half a lease, or hung up.
+    Lost,
+}
+
+/// A launcher's connection to the coordinator.
+#[derive(Debug)]
+pub(crate) struct Member {
+    sender: Arc<Mutex<Sender>>,
+    inbox: Receiver<FromCoordinator>,
+    heard: Instant,
+    lease: Duration,
+    lost: bool,
+}
+
+impl Member {
+    /// Connects, trying until `join` has passed, and introduces this node.
+    ///
+    /// # Errors
+    /// [`LaunchError::Meeting`] naming address, the resolver's answer and the last error.
+    pub(crate) fn join(
+        rdzv: &Rdzv,
+        token: &[u8],
+        hello: Hello,
+        lease: Duration,
+        join: Duration,
+    ) -> Result<Self, LaunchError> {
+        let start = Instant::now();
+        let (mut sender, mut receiver) = loop {
+            let error = match connect(rdzv).and_then(|stream| wire::open(stream, token)) {
+                Ok(halves) => break halves,
+                Err(error) => error,
+            };
+            if error.kind() == io::ErrorKind::PermissionDenied || start.elapsed() >= join {
+                return Err(meeting(rdzv, start.elapsed(), &error));
+            }
+            thread::sleep(TRY_AGAIN);
+        };
+        sender.send(&FromNode::Hello(hello)).map_err(|error| meeting(rdzv, start.elapsed(), &error))?;
+        let (letters, inbox) = mpsc::channel();
+        let sender = Arc::new(Mutex::new(sender));
+        let refused = |source| LaunchError::System { action: "start the threads of a node", source };
+        let read = move || {
+            while let Ok(message) = receiver.next() {
+                if letters.send(message).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("coordinator news".into()).spawn(read).map_err(refused)?;
+        let beating = Arc::downgrade(&sender);
+        let beat = move || {
+            while let Some(sender) = beating.upgrade() {
+                if lock(&sender).send(&FromNode::Beat).is_err() {
+                    return;
+                }
+                drop(sender);
+                thread::sleep(lease / 5);
+            }
+        };
+        thread::Builder::new().name("coordinator beat".into()).spawn(beat).map_err(refused)?;
+        Ok(Self { sender, inbox, heard: Instant::now(), lease, lost: false })
+    }
+
+    /// The next news within `timeout`; [`News::Lost`] again and again once it is.
+    pub(crate) fn news(&mut self, timeout: Duration) -> Option<News> {
+        let start = Instant::now();
+        while !self.lost {
+            match self.inbox.recv_timeout(timeout.saturating_sub(start.elapsed())) {
+                Ok(message) => {
+                    self.heard = Instant::now();
+                    if let Some(news) = news(message) {
+                        return Some(news);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => self.lost = true,
+                Err(RecvTimeoutError::Timeout) if self.heard.elapsed() > self.lease / 2 => self.lost = true,
+                Err(RecvTimeoutError::Timeout) => return None,
+            }
+        }
+        thread::sleep(timeout.saturating_sub(start.elapsed()));
+        Some(News::Lost)
+    }
+
+    /// Tells the coordinator; one that is gone is noticed by [`Self::news`].
+    pub(crate) fn tell(&self, message: &FromNode) {
+        let _ = lock(&self.sender).send(message);
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        lock(&self.sender).close();
+    }
+}
+
+fn news(message: FromCoordinator) -> Option<News> {
+    Some(match message {
+        FromCoordinator::Beat => return None,
+        FromCoordinator::Refused { detail } => News::Refused { detail },
+        FromCoordinator::Form(place) => News::Form(place),
+        FromCoordinator::End { generation } => News::End { generation },
+        FromCoordinator::Stop { signal } => News::Stop { signal },
+        FromCoordinator::Over { generation, cause, code } => News::Over { generation, cause, code },
+    })
+}
+
+fn lock(sender: &Mutex<Sender>) -> std::sync::MutexGuard<'_, Sender> {
+    sender.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connect(rdzv: &Rdzv) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (rdzv.host.as_str(), rdzv.port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn meeting(rdzv: &Rdzv, waited: Duration, error: &io::Error) -> LaunchError {
+    let answer = match (rdzv.host.as_str(), rdzv.port).to_socket_addrs() {
+        Ok(addresses) => {
+            let addresses: Vec<String> = addresses.map(|address| address.ip().to_string()).collect();
+            format!("the name gives {}", addresses.join(", "))
+        }
+        Err(error) => format!("the name gives no address ({error})"),
+    };
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "give all nodes one run folder on a shared disk, or one BLIP2_RDZV_TOKEN"
+        }
+        io::ErrorKind::ConnectionRefused => "is the launcher of node 0 running, with the same --rdzv?",
+        _ => "check --rdzv, the network interface and firewalls",
+    };
+    LaunchError::Meeting {
+        detail: format!(
+            "no meeting at {rdzv} after {:.0} s: {error}; {answer}; {hint}",
+            waited.as_secs_f64()
+        ),
+        mendable: error.kind() == io::ErrorKind::PermissionDenied,
+    }
+}

@@ -1,0 +1,275 @@
+//! The coordinator's rules under schedules that no network would think of.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LEASE: Duration = Duration::from_secs(10);
+
+fn hello(node_rank: Option<usize>, nproc: usize, nnodes: usize) -> Hello {
+    Hello { version: "1".into(), run_id: "run".into(), args: "digest".into(), nnodes, node_rank, nproc }
+}
+
+fn state(nnodes: usize, max_restarts: u32) -> State {
+    let rules =
+        Rules { expected: hello(None, 1, nnodes), max_restarts, lease: LEASE, join: Duration::from_secs(60) };
+    State::new(rules, Duration::ZERO)
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Two nodes of two and three workers, running since second 0.
+fn running(max_restarts: u32) -> State {
+    let mut state = state(2, max_restarts);
+    assert_eq!(state.on(Event::Said(1, FromNode::Hello(hello(Some(1), 3, 2))), secs(0)), vec![]);
+    let formed = state.on(Event::Said(2, FromNode::Hello(hello(None, 2, 2))), secs(0));
+    let nodes = vec![(2, 0, 0), (1, 1, 2)];
+    assert_eq!(formed, vec![Action::Form { generation: 0, world_size: 5, nodes }]);
+    state
+}
+
+fn ended(generation: u32, exit: Exit) -> FromNode {
+    FromNode::Ended { generation, code: exit.code() }
+}
+
+fn failed(generation: u32, rank: usize, code: u8, lost_peer: bool) -> FromNode {
+    FromNode::Failed { generation, rank, code, lost_peer }
+}
+
+#[test]
+fn the_lost_peer_is_the_cause_and_not_the_node_that_reports_it_first() {
+    let mut state = running(0);
+    state.on(Event::Said(2, failed(0, 0, 69, true)), secs(1));
+    state.on(Event::Said(1, failed(0, 3, 69, false)), secs(1));
+    state.on(Event::Said(2, failed(0, 1, 69, true)), secs(1));
+    state.on(Event::Said(1, ended(0, Exit::Unavailable)), secs(2));
+    let told = state.on(Event::Said(2, ended(0, Exit::Unavailable)), secs(2));
+    let over = FromCoordinator::Over { generation: 0, cause: Some(3), code: Some(69) };
+    assert_eq!(told, vec![Action::Send(1, over.clone()), Action::Send(2, over)]);
+}
+
+#[test]
+fn all_done_is_done() {
+    let mut state = running(3);
+    assert_eq!(state.on(Event::Said(1, ended(0, Exit::Done)), secs(1)), vec![]);
+    let over = FromCoordinator::Over { generation: 0, cause: None, code: Some(0) };
+    let told = state.on(Event::Said(2, ended(0, Exit::Done)), secs(2));
+    assert_eq!(told, vec![Action::Send(1, over.clone()), Action::Send(2, over)]);
+    assert_eq!(state.exit(), Some(Exit::Done));
+}
+
+#[test]
+fn a_failed_worker_ends_all_nodes_and_the_set_is_formed_again() {
+    let mut state = running(1);
+    let killed = failed(0, 4, 69, false);
+    let end = FromCoordinator::End { generation: 0 };
+    assert_eq!(
+        state.on(Event::Said(1, killed), secs(1)),
+        vec![Action::Send(1, end.clone()), Action::Send(2, end)]
+    );
+    assert_eq!(state.on(Event::Said(1, ended(0, Exit::Unavailable)), secs(2)), vec![]);
+    let told = state.on(Event::Said(2, ended(0, Exit::Unavailable)), secs(2));
+    let over = FromCoordinator::Over { generation: 0, cause: Some(4), code: None };
+    assert_eq!(told, vec![Action::Send(1, over.clone()), Action::Send(2, over)]);
+    let formed = state.on(Event::Tick, secs(2));
+    assert!(matches!(formed[..], [Action::Form { generation: 1, world_size: 5, .. }]), "{formed:?}");
+    // Late news of generation 0 is nobody's any more.
+    assert_eq!(state.on(Event::Said(1, failed(0, 4, 69, false)), secs(3)), vec![]);
+    state.on(Event::Said(1, failed(1, 4, 101, false)), secs(3));
+    state.on(Event::Said(1, ended(1, Exit::Unavailable)), secs(3));
+    state.on(Event::Said(2, ended(1, Exit::Unavailable)), secs(3));
+    assert_eq!(state.exit(), Some(Exit::Unavailable), "no restart is left");
+}
+
+#[test]
+fn codes_that_a_retry_cannot_mend_end_the_run() {
+    for exit in [Exit::Config, Exit::Busy, Exit::GiveUp] {
+        let mut state = running(3);
+        state.on(Event::Said(2, failed(0, 0, exit.code(), false)), secs(1));
+        state.on(Event::Said(1, ended(0, Exit::Unavailable)), secs(2));
+        state.on(Event::Said(2, ended(0, exit)), secs(2));
+        assert_eq!(state.exit(), Some(exit));
+    }
+}
+
+#[test]
+fn a_silent_node_is_lost_and_its_place_stays_empty_until_its_workers_have_surely_ended() {
+    let mut state = running(3);
+    for second in 1..=10 {
+        assert_eq!(state.on(Event::Said(2, FromNode::Beat), secs(second)), vec![]);
+    }
+    let told = state.on(Event::Said(2, FromNode::Beat), secs(11));
+    assert_eq!(told, vec![Action::Send(2, FromCoordinator::End { generation: 0 }), Action::Close(1)]);
+    state.on(Event::Said(2, ended(0, Exit::Unavailable)), secs(12));
+    // Its place is taken by a node that had not been there.
+    assert_eq!(state.on(Event::Said(3, FromNode::Hello(hello(Some(1), 3, 2))), secs(13)), vec![]);
+    assert_eq!(state.on(Event::Said(2, FromNode::Beat), secs(20)), vec![], "the lost one may still compute");
+    let formed = state.on(Event::Said(3, FromNode::Beat), secs(21));
+    assert_eq!(
+        formed,
+        vec![Action::Form { generation: 1, world_size: 5, nodes: vec![(2, 0, 0), (3, 1, 2)] }]
+    );
+    assert_eq!(state.on(Event::Said(1, ended(1, Exit::Done)), secs(22)), vec![Action::Close(1)]);
+}
+
+#[test]
+fn a_node_that_differs_is_told_in_what() {
+    let mut state = running(0);
+    let other = |change: &dyn Fn(&mut Hello)| {
+        let mut other = hello(None, 1, 2);
+        change(&mut other);
+        other
+    };
+    let cases = [
+        (other(&|hello| hello.version = "2".into()), "version"),
+        (other(&|hello| hello.run_id = "other".into()), "run folder"),
+        (other(&|hello| hello.args = "0".into()), "--set"),
+        (other(&|hello| hello.nnodes = 3), "--nnodes"),
+        (other(&|hello| hello.node_rank = Some(1)), "--node-rank 1 is taken"),
+        (other(&|hello| hello.node_rank = Some(2)), "below"),
+    ];
+    for (conn, (hello, word)) in (10..).zip(cases) {
+        let told = state.on(Event::Said(conn, FromNode::Hello(hello)), secs(1));
+        let [Action::Send(to, FromCoordinator::Refused { detail }), Action::Close(closed)] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert_eq!((*to, *closed), (conn, conn));
+        assert!(detail.contains(word), "{detail}");
+    }
+}
+
+#[test]
+fn a_stop_reaches_all_and_never_restarts() {
+    let mut state = running(3);
+    let stop = FromCoordinator::Stop { signal: 15 };
+    let told = state.on(Event::Said(1, FromNode::Stop { signal: 15 }), secs(1));
+    assert_eq!(told, vec![Action::Send(1, stop.clone()), Action::Send(2, stop)]);
+    state.on(Event::Said(1, ended(0, Exit::Stopped)), secs(2));
+    state.on(Event::Said(2, failed(0, 0, 69, true)), secs(2));
+    state.on(Event::Said(2, ended(0, Exit::Unavailable)), secs(2));
+    assert_eq!(state.exit(), Some(Exit::Stopped));
+}
+
+#[test]
+fn nodes_that_never_come_are_not_waited_for_for_ever() {
+    let mut state = state(2, 3);
+    for second in 0..=60 {
+        assert!(state.on(Event::Said(1, FromNode::Hello(hello(None, 1, 2))), secs(second)).is_empty());
+        assert!(state.on(Event::Said(1, FromNode::Beat), secs(second)).is_empty());
+        assert_eq!(state.exit(), None);
+    }
+    state.on(Event::Said(1, FromNode::Beat), secs(61));
+    assert_eq!(state.exit(), Some(Exit::Unavailable));
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let conn = || 0u64..6;
+    let generation = || 0u32..4;
+    let code = || prop::sample::select(vec![0u8, 69, 73, 75, 78, 93, 101]);
+    let rank = prop_oneof![Just(None), (0usize..4).prop_map(Some)];
+    prop_oneof![
+        4 => (conn(), rank, 1usize..4)
+            .prop_map(|(conn, rank, nproc)| Event::Said(conn, FromNode::Hello(hello(rank, nproc, 3)))),
+        4 => conn().prop_map(|conn| Event::Said(conn, FromNode::Beat)),
+        2 => (conn(), generation(), 0usize..9, code())
+            .prop_map(|(conn, generation, rank, code)| Event::Said(conn, failed(generation, rank, code, rank > 4))),
+        6 => (conn(), generation(), code())
+            .prop_map(|(conn, generation, code)| Event::Said(conn, FromNode::Ended { generation, code })),
+        1 => conn().prop_map(|conn| Event::Said(conn, FromNode::Stop { signal: 15 })),
+        1 => conn().prop_map(Event::Closed),
+        2 => Just(Event::Tick),
+    ]
+}
+
+/// What an outsider knows of the nodes of the generation that runs.
+#[derive(Default)]
+struct Observer {
+    generation: Option<u32>,
+    /// Nodes whose workers may still compute, and until when if the node was lost.
+    alive: BTreeMap<Conn, Option<Duration>>,
+    over: bool,
+    formed: u32,
+}
+
+impl Observer {
+    fn before(&mut self, event: &Event, now: Duration) {
+        match event {
+            Event::Said(conn, FromNode::Ended { generation, .. })
+                if Some(*generation) == self.generation && self.alive.get(conn) == Some(&None) =>
+            {
+                self.alive.remove(conn);
+            }
+            Event::Closed(conn) => self.lost(*conn, now),
+            Event::Said(..) | Event::Tick => {}
+        }
+    }
+
+    /// A lost node hears nothing more and ends its workers within a lease.
+    fn lost(&mut self, conn: Conn, now: Duration) {
+        if let Some(until) = self.alive.get_mut(&conn) {
+            until.get_or_insert(now + LEASE);
+        }
+    }
+
+    fn after(&mut self, actions: &[Action], now: Duration) {
+        for action in actions {
+            match action {
+                Action::Close(conn) => self.lost(*conn, now),
+                Action::Form { generation, world_size, nodes } => {
+                    self.formed(*generation, *world_size, nodes, now)
+                }
+                Action::Send(_, FromCoordinator::Over { code: Some(_), .. }) => self.over = true,
+                Action::Send(..) => {}
+            }
+        }
+    }
+
+    fn formed(&mut self, generation: u32, world_size: usize, nodes: &[(Conn, usize, usize)], now: Duration) {
+        assert!(!self.over, "a run that is over forms nothing");
+        assert_eq!(self.generation.map_or(0, |last| last + 1), generation, "each number once, in order");
+        assert!(
+            self.alive.values().all(|until| until.is_some_and(|until| until <= now)),
+            "two generations at once: {:?} at {now:?}",
+            self.alive
+        );
+        let conns: BTreeSet<Conn> = nodes.iter().map(|(conn, ..)| *conn).collect();
+        let ranks: Vec<usize> = nodes.iter().map(|(_, rank, _)| *rank).collect();
+        assert_eq!((conns.len(), ranks), (3, vec![0, 1, 2]));
+        let firsts: Vec<usize> = nodes.iter().map(|(_, _, first)| *first).collect();
+        assert!(firsts[0] == 0 && firsts.windows(2).all(|pair| pair[0] < pair[1]) && firsts[2] < world_size);
+        self.generation = Some(generation);
+        self.alive = conns.into_iter().map(|conn| (conn, None)).collect();
+        self.formed += 1;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    /// Whatever is said by whom and when: never two generations at once, never more than the restarts allow, nothing
+    /// after the end, and silence ends every run.
+    #[test]
+    fn no_schedule_runs_two_generations_at_once(
+        events in prop::collection::vec((event(), 0u64..4), 0..60),
+        max_restarts in 0u32..3,
+    ) {
+        let mut state = state(3, max_restarts);
+        let (mut observer, mut now) = (Observer::default(), Duration::ZERO);
+        for (event, seconds) in events {
+            now += secs(seconds);
+            observer.before(&event, now);
+            let actions = state.on(event, now);
+            observer.after(&actions, now);
+        }
+        prop_assert!(observer.formed <= max_restarts + 1);
+        for _ in 0..40 {
+            now += secs(20);
+            let actions = state.on(Event::Tick, now);
+            observer.after(&actions, now);
+        }
+        prop_assert!(state.exit().is_some(), "{:?}", state);
+    }
+}

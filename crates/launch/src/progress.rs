@@ -1,0 +1,302 @@
+//! Where a worker stands, told without a message: a page of shared memory that it writes and the launcher reads.
+//!
+//! The page is an anonymous file (`memfd`) of a fixed size, written with one `pwrite`. A mapped file of atomics would
+//! spare the system call (about a microsecond a phase), but every crate that maps one asks for `unsafe`, which this
+//! room does not hold. Being anonymous it leaves nothing behind, however the launcher ends. A reader that meets a
+//! writer sees a wrong checksum and reads again.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use crate::environment;
+
+/// The launcher names a worker's page in this variable.
+pub(crate) const PROGRESS_PAGE: &str = "BLIP2_PROGRESS_PAGE";
+
+/// What a worker is doing, in the order of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerPhase {
+    /// Reading its config.
+    Start,
+    /// Waiting for the other ranks to come.
+    Meet,
+    /// Loading weights; a stage begins with it.
+    Load,
+    /// Computing the features of pictures; `step` counts pictures.
+    Features,
+    /// Waiting for the pairs of the next step.
+    Data,
+    /// Forward and backward.
+    Compute,
+    /// Averaging gradients with the other ranks and updating the weights.
+    Reduce,
+    /// Writing a checkpoint.
+    Save,
+    /// Scoring the selection splits.
+    Validate,
+    /// Scoring every split for the report.
+    Evaluate,
+    /// All done.
+    End,
+}
+
+impl WorkerPhase {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Start,
+        Self::Meet,
+        Self::Load,
+        Self::Features,
+        Self::Data,
+        Self::Compute,
+        Self::Reduce,
+        Self::Save,
+        Self::Validate,
+        Self::Evaluate,
+        Self::End,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Meet => "meet",
+            Self::Load => "load",
+            Self::Features => "features",
+            Self::Data => "data",
+            Self::Compute => "compute",
+            Self::Reduce => "reduce",
+            Self::Save => "save",
+            Self::Validate => "validate",
+            Self::Evaluate => "evaluate",
+            Self::End => "end",
+        }
+    }
+
+    /// Nothing but other ranks keeps a worker here.
+    pub(crate) fn waits_for_peers(self) -> bool {
+        matches!(self, Self::Meet | Self::Reduce)
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+const PHASES: usize = WorkerPhase::ALL.len();
+/// Sequence number, phase, step, time; three numbers a phase; checksum.
+const WORDS: usize = 4 + 3 * PHASES + 1;
+const BYTES: usize = 8 * WORDS;
+
+/// What a page says. Times are nanoseconds of the machine's monotonic clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Beat {
+    /// Grows with every write.
+    pub sequence: u64,
+    pub phase: WorkerPhase,
+    pub step: u64,
+    /// Since when it has been in this phase at this step.
+    pub since_ns: u64,
+    visits: [Visits; PHASES],
+}
+
+/// How often a phase was left, how long it took in all and the last time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Visits {
+    pub count: u64,
+    pub total_ns: u64,
+    pub last_ns: u64,
+}
+
+impl Beat {
+    pub(crate) fn first(now_ns: u64) -> Self {
+        Self { sequence: 0, phase: WorkerPhase::Start, step: 0, since_ns: now_ns, visits: Default::default() }
+    }
+
+    pub(crate) fn visits(&self, phase: WorkerPhase) -> Visits {
+        self.visits[phase.index()]
+    }
+
+    /// Leaves the phase it was in for another, or goes on to the next step of it.
+    pub(crate) fn advance(&mut self, phase: WorkerPhase, step: u64, now_ns: u64) {
+        let took = now_ns.saturating_sub(self.since_ns);
+        let left = &mut self.visits[self.phase.index()];
+        *left = Visits { count: left.count + 1, total_ns: left.total_ns + took, last_ns: took };
+        (self.sequence, self.phase, self.step, self.since_ns) = (self.sequence + 1, phase, step, now_ns);
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut words = vec![self.sequence, self.phase as u64, self.step, self.since_ns];
+        words.extend(self.visits.iter().flat_map(|v| [v.count, v.total_ns, v.last_ns]));
+        words.push(checksum(&words));
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// `None` for a page that nobody has written, or that is being written now.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).filter_map(|chunk| chunk.try_into().ok()).map(u64::from_le_bytes).collect();
+        let (&sum, words) = words.split_last().filter(|(_, words)| words.len() == WORDS - 1)?;
+        if sum != checksum(words) {
+            return None;
+        }
+        let phase = *WorkerPhase::ALL.get(usize::try_from(words[1]).ok()?)?;
+        let mut visits = [Visits::default(); PHASES];
+        for (visits, numbers) in visits.iter_mut().zip(words[4..].chunks_exact(3)) {
+            *visits = Visits { count: numbers[0], total_ns: numbers[1], last_ns: numbers[2] };
+        }
+        Some(Self { sequence: words[0], phase, step: words[2], since_ns: words[3], visits })
+    }
+}
+
+/// FNV-1a over words: enough to tell half of one write from half of another. Zeros do not pass.
+fn checksum(words: &[u64]) -> u64 {
+    words.iter().fold(0xcbf2_9ce4_8422_2325, |sum, word| (sum ^ word).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The machine's monotonic clock, the same for all its processes.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The worker's side. Without a launcher of ours it writes nowhere.
+#[derive(Debug)]
+pub struct ProgressPage {
+    page: Option<File>,
+    beat: Mutex<Beat>,
+}
+
+impl ProgressPage {
+    /// The page that the launcher gave this process. Progress is never needed to train, so a page that cannot be
+    /// opened is none.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let path = environment::read_filled(PROGRESS_PAGE);
+        let page = path.and_then(|path| OpenOptions::new().write(true).open(path).ok());
+        Self { page, beat: Mutex::new(Beat::first(monotonic_ns())) }
+    }
+
+    /// Says that this worker is now in `phase` of `step`; costs about a microsecond. What follows a step (a
+    /// validation, a checkpoint) carries that step's number.
+    pub fn write(&self, phase: WorkerPhase, step: u64) {
+        self.advance(phase, |_| step);
+    }
+
+    /// Says that `phase`, which has no steps of its own, has got on.
+    pub fn tick(&self, phase: WorkerPhase) {
+        self.advance(phase, |beat| if beat.phase == phase { beat.step + 1 } else { 0 });
+    }
+
+    fn advance(&self, phase: WorkerPhase, step: impl FnOnce(&Beat) -> u64) {
+        let Some(page) = &self.page else { return };
+        let Ok(mut beat) = self.beat.lock() else { return };
+        let step = step(&beat);
+        beat.advance(phase, step, monotonic_ns());
+        // A launcher that is gone reads no more; then the kernel ends this process anyway.
+        let _ = page.write_all_at(&beat.to_bytes(), 0);
+    }
+}
+
+/// The launcher's side of one worker's page.
+#[derive(Debug)]
+pub(crate) struct PageReader {
+    file: File,
+}
+
+impl PageReader {
+    pub(crate) fn new() -> io::Result<Self> {
+        let file = File::from(memfd_create(c"blip2-progress", MFdFlags::MFD_CLOEXEC)?);
+        file.set_len(BYTES as u64)?;
+        Ok(Self { file })
+    }
+
+    /// Where the worker opens it: through this process, so that no descriptor has to be handed on.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    /// What it says; `None` before the worker's first word.
+    pub(crate) fn read(&self) -> Option<Beat> {
+        let mut bytes = [0u8; BYTES];
+        (0..4).find_map(|_| {
+            self.file.read_exact_at(&mut bytes, 0).ok()?;
+            Beat::from_bytes(&bytes)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn writer(page: &PageReader) -> ProgressPage {
+        let file = OpenOptions::new().write(true).open(page.path()).unwrap();
+        ProgressPage { page: Some(file), beat: Mutex::new(Beat::first(monotonic_ns())) }
+    }
+
+    #[test]
+    fn the_launcher_reads_what_the_worker_wrote() {
+        let page = PageReader::new().unwrap();
+        assert_eq!(page.read(), None);
+        let before = monotonic_ns();
+        let writer = writer(&page);
+        writer.write(WorkerPhase::Data, 7);
+        writer.write(WorkerPhase::Compute, 7);
+        let beat = page.read().unwrap();
+        assert_eq!((beat.sequence, beat.phase, beat.step), (2, WorkerPhase::Compute, 7));
+        assert!((before..=monotonic_ns()).contains(&beat.since_ns));
+        assert_eq!(beat.visits(WorkerPhase::Data).count, 1);
+        assert_eq!(beat.visits(WorkerPhase::Compute).count, 0);
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_of_a_write() {
+        let page = PageReader::new().unwrap();
+        let writer = writer(&page);
+        writer.write(WorkerPhase::Data, 0);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (1..20_000).for_each(|step| writer.write(WorkerPhase::Data, step));
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                // Each write makes the sequence number one more than the step.
+                if let Some(beat) = page.read() {
+                    assert_eq!(
+                        (beat.sequence, beat.visits(WorkerPhase::Data).count),
+                        (beat.step + 1, beat.step)
+                    );
+                }
+            }
+        });
+        assert_eq!(page.read().unwrap().step, 19_999);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic_and_a_flipped_bit_is_seen(
+            noise in prop::collection::vec(any::<u8>(), 0..2 * BYTES),
+            bit in 0..8 * BYTES,
+        ) {
+            let _ = Beat::from_bytes(&noise);
+            let mut bytes = Beat::first(5).to_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(Beat::from_bytes(&bytes), None);
+        }
+    }
+}

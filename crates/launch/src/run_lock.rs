@@ -1,0 +1,74 @@
+//! One run folder, one launcher on each node.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::LaunchError;
+
+/// Who launches into a run folder, for the message of those who want to as well.
+#[derive(Debug, Serialize, Deserialize)]
+struct Holder {
+    host: String,
+    pid: u32,
+}
+
+/// The run folder is this launcher's for as long as this lives. The system lets go of it when the process ends,
+/// however it ends; workers have a lock of their own, against those that nobody of ours launched.
+#[derive(Debug)]
+pub(crate) struct LauncherLock {
+    _file: File,
+}
+
+impl LauncherLock {
+    /// Takes the folder for node `node_rank`, without waiting.
+    pub(crate) fn acquire(run_dir: &Path, node_rank: usize) -> Result<Self, LaunchError> {
+        let path = run_dir.join(format!(".launcher-{node_rank}.lock"));
+        let failed = |source| LaunchError::Write { path: path.clone(), source };
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = opened.map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(busy(run_dir, &mut file)),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let holder = Holder { host: host_name(), pid: std::process::id() };
+        let line = serde_json::to_vec(&holder).unwrap_or_default();
+        file.set_len(0).and_then(|()| file.write_all(&line)).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn busy(run_dir: &Path, file: &mut File) -> LaunchError {
+    let mut text = String::new();
+    // Best effort: the holder may be writing the line right now.
+    let holder: Option<Holder> =
+        file.read_to_string(&mut text).ok().and_then(|_| serde_json::from_str(&text).ok());
+    let Holder { host, pid } = holder.unwrap_or(Holder { host: "unknown".into(), pid: 0 });
+    LaunchError::Busy { run_dir: run_dir.to_owned(), host, pid }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown".into() } else { name.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_launcher_is_told_who_was_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = LauncherLock::acquire(dir.path(), 0).unwrap();
+        LauncherLock::acquire(dir.path(), 1).expect("another node's launcher may come");
+        let error = LauncherLock::acquire(dir.path(), 0).unwrap_err();
+        assert_eq!(error.exit(), crate::Exit::Busy);
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        drop(first);
+        LauncherLock::acquire(dir.path(), 0).expect("it is free again");
+    }
+}

@@ -1,0 +1,65 @@
+//! What the launcher sees on the progress pages of its workers, told as lines or as a hang.
+
+use crate::decide::Fleet;
+use crate::fleet::Processes;
+use crate::progress::{WorkerPhase, monotonic_ns};
+use crate::watchdog::{Hang, Patience, Stragglers, Watchdog};
+
+/// One generation's watch over the workers of this node.
+pub(crate) struct Watch {
+    watchdog: Watchdog,
+    stragglers: Stragglers,
+    first_rank: usize,
+    /// After a failure: its time on the monotonic clock, until training goes on.
+    failed_ns: Option<u64>,
+}
+
+/// What is worth telling.
+pub(crate) enum Sight {
+    Hang(Hang),
+    Line(String),
+}
+
+impl Watch {
+    pub(crate) fn new(patience: Patience, workers: usize, first_rank: usize, failed_ns: Option<u64>) -> Self {
+        let watchdog = Watchdog::new(patience, workers);
+        Self { watchdog, stragglers: Stragglers::default(), first_rank, failed_ns }
+    }
+
+    /// Reads all pages once.
+    pub(crate) fn look(&mut self, processes: &Processes, fleet: &Fleet) -> Vec<Sight> {
+        let mut sights = Vec::new();
+        let beats: Vec<_> =
+            (0..fleet.nproc).filter_map(|worker| Some((worker, processes.beat(worker)?))).collect();
+        for (worker, beat) in &beats {
+            self.watchdog.observe(*worker, beat.clone());
+        }
+        let going_on = beats.iter().find(|(_, beat)| beat.visits(WorkerPhase::Reduce).count > 0);
+        if let (Some((_, beat)), Some(failed)) = (going_on, self.failed_ns) {
+            self.failed_ns = None;
+            let seconds = beat.since_ns.saturating_sub(failed) as f64 * 1e-9;
+            sights.push(Sight::Line(format!(
+                "going on: step {} done {seconds:.2} s after the failure",
+                beat.step
+            )));
+        }
+        if fleet.cause().is_some() || fleet.told_to_end.is_some() {
+            return sights;
+        }
+        let (running, vital) = (|worker| processes.is_running(worker), |worker| processes.vital(worker));
+        if fleet.hang.is_none()
+            && let Some(hang) = self.watchdog.hang(monotonic_ns(), &running, &vital)
+        {
+            sights.push(Sight::Hang(hang));
+        }
+        if beats.len() == fleet.nproc
+            && let Some(slow) = self.stragglers.observe(beats.into_iter().map(|(_, beat)| beat).collect())
+        {
+            let (rank, share) = (self.first_rank + slow.worker, 100.0 * slow.lost_share);
+            sights.push(Sight::Line(format!(
+                "rank {rank} is slow: the others wait {share:.0} % of the time for it"
+            )));
+        }
+        sights
+    }
+}
