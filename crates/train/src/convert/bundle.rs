@@ -296,7 +296,7 @@ fn open_language(
     let infos = Tensors::infos(&source);
     let is_tied = language::is_tied(&config, family, &infos);
     let found = language::into_ours(&infos, "", family, is_tied);
-    super::import::compare_language(
+    super::parts::compare_language(
         &folder,
         &found.planned,
         &config,

@@ -37,7 +37,7 @@ pub(super) fn write(
     let encoder = match &bundle.vision {
         Some(encoder) if encoder.family == VisionFamily::Eva => encoder.vit.clone(),
         Some(_) => return Err(no_encoder(&path, "CLIP's")),
-        None => return Err(no_encoder(&path, "none that has a name map")),
+        None => return Err(no_encoder(&path, "neither that nor named with --vision")),
     };
     let mut language = bundle.language;
     let text = match (&mut language, stage) {

@@ -11,6 +11,7 @@ mod hf_json;
 mod import;
 mod language;
 mod lavis;
+mod parts;
 mod recognise;
 mod tensors;
 mod vision;
