@@ -3,6 +3,10 @@
 //! The geometry works on bytes `[side, side, 3]`, the colours on floats in 0..=1 of the same shape. The factors are
 //! drawn as torchvision draws them; colours are not rounded to bytes between operations as they are there.
 
+mod rand_augment;
+
+pub use rand_augment::RandAugment;
+
 use crate::rng::Rng;
 
 /// What shows where the picture was moved away.
@@ -14,6 +18,8 @@ pub enum Border {
     White,
     /// The nearest pixel of the picture.
     Edge,
+    /// Grey, 128 of 255.
+    Grey,
 }
 
 /// Half-widths of the factors: brightness, contrast and saturation are drawn from `[max(0, 1 - x), 1 + x)`, hue
@@ -63,12 +69,19 @@ pub fn flip(rgb: &mut [u8], side: usize) {
 pub fn affine(rgb: &[u8], side: usize, degrees: f64, shift: [f64; 2], border: Border) -> Vec<u8> {
     let (sin, cos) = degrees.to_radians().sin_cos();
     let center = (side as f64 - 1.0) / 2.0;
+    warp(rgb, side, border, |column, row| {
+        let (x, y) = (column - center - shift[0], row - center - shift[1]);
+        [cos * x - sin * y + center, sin * x + cos * y + center]
+    })
+}
+
+/// Each pixel (column, row) shows the picture at `source`, the point (x, y) that it comes from; bilinear.
+fn warp(rgb: &[u8], side: usize, border: Border, source: impl Fn(f64, f64) -> [f64; 2]) -> Vec<u8> {
     let mut out = Vec::with_capacity(rgb.len());
     for row in 0..side {
         for column in 0..side {
-            // Backwards: where does this pixel come from?
-            let (x, y) = (column as f64 - center - shift[0], row as f64 - center - shift[1]);
-            out.extend(bilinear(rgb, side, cos * x - sin * y + center, sin * x + cos * y + center, border));
+            let [x, y] = source(column as f64, row as f64);
+            out.extend(bilinear(rgb, side, x, y, border));
         }
     }
     out
@@ -77,6 +90,7 @@ pub fn affine(rgb: &[u8], side: usize, degrees: f64, shift: [f64; 2], border: Bo
 /// The picture at a point between its pixels.
 fn bilinear(rgb: &[u8], side: usize, x: f64, y: f64, border: Border) -> [u8; 3] {
     let last = side as i64 - 1;
+    let outside = if border == Border::Grey { 128.0 } else { 255.0 };
     let (left, top) = (x.floor(), y.floor());
     let (right_share, low_share) = (x - left, y - top);
     let mut sums = [0.5f64; 3];
@@ -86,7 +100,7 @@ fn bilinear(rgb: &[u8], side: usize, x: f64, y: f64, border: Border) -> [u8; 3] 
             let at = ((row.clamp(0, last) * side as i64 + column.clamp(0, last)) * 3) as usize;
             for (channel, sum) in sums.iter_mut().enumerate() {
                 let value =
-                    if inside || border == Border::Edge { f64::from(rgb[at + channel]) } else { 255.0 };
+                    if inside || border == Border::Edge { f64::from(rgb[at + channel]) } else { outside };
                 *sum += value * row_share * column_share;
             }
         }

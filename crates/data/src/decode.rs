@@ -6,6 +6,7 @@
 //! the first frame is used. Alpha is dropped, or composited on white, see [`Alpha`]. CMYK JPEGs are taken to be
 //! inverted, as Adobe writes them.
 
+use std::cell::RefCell;
 use std::io::Cursor;
 
 use image::{ColorType, ImageDecoder, Limits};
@@ -39,7 +40,7 @@ impl Default for DecodeOptions {
 }
 
 /// A decoded picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Decoded {
     /// Columns, at least 1.
     pub width: usize,
@@ -51,12 +52,21 @@ pub struct Decoded {
 
 /// Decodes a JPEG, PNG or WebP file. Any bytes whatever are decoded or refused, never a panic.
 pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, SkipReason> {
-    match bytes {
-        [0xff, 0xd8, 0xff, ..] => decode_jpeg(bytes, options),
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes, options),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => decode_webp(bytes, options),
-        _ => Err(SkipReason::ImageFormatUnknown),
-    }
+    let mut decoded = Decoded::default();
+    decode_into(bytes, options, &mut decoded)?;
+    Ok(decoded)
+}
+
+/// As [`decode`], into memory that is used again: fresh pages for every picture take longer than their pixels. After
+/// an error the contents mean nothing.
+pub fn decode_into(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
+    *into = match bytes {
+        [0xff, 0xd8, 0xff, ..] => return decode_jpeg(bytes, options, into),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes, options)?,
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => decode_webp(bytes, options)?,
+        _ => return Err(SkipReason::ImageFormatUnknown),
+    };
+    Ok(())
 }
 
 fn check_size(width: u64, height: u64, options: &DecodeOptions) -> Result<(), SkipReason> {
@@ -67,26 +77,50 @@ fn check_size(width: u64, height: u64, options: &DecodeOptions) -> Result<(), Sk
     }
 }
 
-fn decode_jpeg(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, SkipReason> {
-    let corrupt = |_| SkipReason::ImageCorrupt;
-    let mut decompressor = turbojpeg::Decompressor::new().map_err(corrupt)?;
+fn decode_jpeg(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
+    thread_local! {
+        static DECOMPRESSOR: RefCell<Option<turbojpeg::Decompressor>> = const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(decompressor().map_err(|_| SkipReason::ImageCorrupt)?),
+        };
+        decompress(decompressor, bytes, options, into)
+    })
+}
+
+fn decompressor() -> turbojpeg::Result<turbojpeg::Decompressor> {
+    let mut decompressor = turbojpeg::Decompressor::new()?;
     // A progressive file may ask for thousands of scans of the whole picture.
-    decompressor.set_scan_limit(500).map_err(corrupt)?;
-    let header = decompressor.read_header(bytes).map_err(corrupt)?;
+    decompressor.set_scan_limit(500)?;
+    Ok(decompressor)
+}
+
+fn decompress(
+    decompressor: &mut turbojpeg::Decompressor,
+    bytes: &[u8],
+    options: &DecodeOptions,
+    into: &mut Decoded,
+) -> Result<(), SkipReason> {
+    let header = decompressor.read_header(bytes).map_err(|_| SkipReason::ImageCorrupt)?;
     let (width, height) = (header.width, header.height);
     check_size(width as u64, height as u64, options)?;
     let four_inks = matches!(header.colorspace, turbojpeg::Colorspace::CMYK | turbojpeg::Colorspace::YCCK);
     let format = if four_inks { turbojpeg::PixelFormat::CMYK } else { turbojpeg::PixelFormat::RGB };
     let pitch = width * format.size();
-    let mut pixels = vec![0; pitch * height];
-    let image = turbojpeg::Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
+    into.rgb.resize(pitch * height, 0);
+    let image = turbojpeg::Image { pixels: into.rgb.as_mut_slice(), width, pitch, height, format };
     if let Err(error) = decompressor.decompress(bytes, image)
         && !is_harmless(&error)
     {
         return Err(SkipReason::ImageCorrupt);
     }
-    let rgb = if four_inks { cmyk_to_rgb(&pixels) } else { pixels };
-    Ok(Decoded { width, height, rgb })
+    if four_inks {
+        into.rgb = cmyk_to_rgb(&into.rgb);
+    }
+    (into.width, into.height) = (width, height);
+    Ok(())
 }
 
 /// Stray bytes between markers are a warning to the library, and the picture is whole.
@@ -231,6 +265,29 @@ mod tests {
         let png = png(9, 9, image::ExtendedColorType::L8, &[0; 81]);
         assert_eq!(decode(&png[..png.len() - 20], &DecodeOptions::default()), Err(SkipReason::ImageCorrupt));
         assert_eq!(decode(b"<html>", &DecodeOptions::default()), Err(SkipReason::ImageFormatUnknown));
+    }
+
+    #[test]
+    fn memory_that_is_used_again_changes_no_picture() {
+        let jpeg = |side: usize, shade: u8| {
+            let pixels = (0..side * side * 3).map(|at| (at as u8).wrapping_mul(shade)).collect::<Vec<u8>>();
+            let format = turbojpeg::PixelFormat::RGB;
+            let image = turbojpeg::Image { pixels, width: side, pitch: side * 3, height: side, format };
+            turbojpeg::compress(image.as_deref(), 90, turbojpeg::Subsamp::Sub2x2).unwrap().to_vec()
+        };
+        let mut kept = Decoded::default();
+        let (large, small) = (jpeg(50, 3), jpeg(20, 5));
+        for bytes in [
+            &large[..],
+            &small,
+            &large[..large.len() / 2],
+            &png(3, 2, image::ExtendedColorType::L8, &[7; 6]),
+            &large,
+        ] {
+            let fresh = decode(bytes, &DecodeOptions::default());
+            let again = decode_into(bytes, &DecodeOptions::default(), &mut kept).map(|()| kept.clone());
+            assert_eq!(again, fresh);
+        }
     }
 
     #[test]

@@ -4,143 +4,17 @@
 //! the same on any rank, worker and restart. With the defaults, `eval` is LAVIS's `blip_image_eval` (both sides
 //! squashed to S) and `train` its `blip2_image_train`.
 
-use crate::augment::{self, Blur, Border, ColorJitter};
-use crate::decode::{Alpha, DecodeOptions, Decoded};
-use crate::error::DataError;
+mod config;
+
+use std::cell::RefCell;
+
+pub use config::{CropConfig, Fit, TransformConfig};
+
+use crate::augment::{self, ColorJitter};
+use crate::decode::{DecodeOptions, Decoded, decode_into};
+use crate::error::{DataError, SkipReason};
 use crate::resize::{self, Crop};
 use crate::rng::{Rng, Stream};
-
-/// How a picture that is no square becomes one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fit {
-    /// Both sides are scaled to S; the aspect is lost (LAVIS, the paper).
-    #[default]
-    Squash,
-    /// The long side is scaled to S, white bars fill the rest.
-    Letterbox,
-}
-
-/// Random resized crop: share of the area and aspect (width / height, drawn in the logarithm).
-#[derive(Debug, Clone, Copy, PartialEq, serde::Deserialize, serde::Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CropConfig {
-    /// Smallest and largest share of the area. `[1, 1]` shows the whole picture.
-    pub scale: [f64; 2],
-    /// Smallest and largest aspect.
-    pub ratio: [f64; 2],
-}
-
-impl Default for CropConfig {
-    fn default() -> Self {
-        Self { scale: [0.5, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] }
-    }
-}
-
-/// From decoded picture to pixels.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TransformConfig {
-    /// S, the side of the finished picture.
-    pub image_size: usize,
-    /// How a picture that is no square becomes one.
-    pub fit: Fit,
-    /// What becomes of transparency.
-    pub alpha: Alpha,
-    /// Pictures with more pixels than this are refused from their header.
-    pub max_pixels: u64,
-    /// Mean per channel, of values in 0..=1 (CLIP's).
-    pub mean: [f32; 3],
-    /// Standard deviation per channel (CLIP's).
-    pub std: [f32; 3],
-    /// Training: which part is shown.
-    pub random_resized_crop: CropConfig,
-    /// Training: how often the view is mirrored.
-    pub flip_probability: f64,
-    /// Training: turned by up to this many degrees either way.
-    pub rotate_degrees: f64,
-    /// Training: moved by up to this share of S along each axis.
-    pub translate_ratio: f64,
-    /// Training: what shows where the view was moved away.
-    pub border: Border,
-    /// Training: colours.
-    pub color_jitter: ColorJitter,
-    /// Training: how often the view is grey.
-    pub grayscale_probability: f64,
-    /// Training: blur.
-    pub blur: Blur,
-}
-
-impl Default for TransformConfig {
-    fn default() -> Self {
-        Self {
-            image_size: 224,
-            fit: Fit::Squash,
-            alpha: Alpha::Drop,
-            max_pixels: DecodeOptions::default().max_pixels,
-            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
-            random_resized_crop: CropConfig::default(),
-            flip_probability: 0.5,
-            rotate_degrees: 0.0,
-            translate_ratio: 0.0,
-            border: Border::White,
-            color_jitter: ColorJitter::default(),
-            grayscale_probability: 0.0,
-            blur: Blur::default(),
-        }
-    }
-}
-
-impl TransformConfig {
-    /// Refuses values that no transform can be made from; the error names the key.
-    pub fn check(&self) -> Result<(), DataError> {
-        let crop = &self.random_resized_crop;
-        let jitter = &self.color_jitter;
-        let share = |value: f64| (0.0..=1.0).contains(&value);
-        let rules = [
-            ((1..=4096).contains(&self.image_size), "image_size", "must be 1 to 4096"),
-            (self.max_pixels > 0, "max_pixels", "must not be 0"),
-            (self.mean.iter().all(|mean| mean.is_finite()), "mean", "must be finite"),
-            (self.std.iter().all(|std| *std > 0.0 && std.is_finite()), "std", "must be above 0"),
-            (
-                ordered(crop.scale) && crop.scale[1] <= 1.0,
-                "random_resized_crop.scale",
-                "needs 0 < low <= high <= 1",
-            ),
-            (ordered(crop.ratio), "random_resized_crop.ratio", "needs 0 < low <= high"),
-            (share(self.flip_probability), "flip_probability", "must be 0 to 1"),
-            ((0.0..=180.0).contains(&self.rotate_degrees), "rotate_degrees", "must be 0 to 180"),
-            (share(self.translate_ratio), "translate_ratio", "must be 0 to 1"),
-            (share(self.grayscale_probability), "grayscale_probability", "must be 0 to 1"),
-            (
-                share(jitter.brightness) && share(jitter.contrast) && share(jitter.saturation),
-                "color_jitter",
-                "brightness, contrast and saturation must be 0 to 1",
-            ),
-            ((0.0..=0.5).contains(&jitter.hue), "color_jitter.hue", "must be 0 to 0.5"),
-            (share(self.blur.probability), "blur.probability", "must be 0 to 1"),
-            (
-                ordered(self.blur.sigma) && self.blur.sigma[1] <= 100.0,
-                "blur.sigma",
-                "needs 0 < low <= high <= 100",
-            ),
-        ];
-        for (holds, key, problem) in rules {
-            if !holds {
-                return Err(DataError::Config {
-                    key: format!("transform.{key}"),
-                    problem: problem.to_owned(),
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-fn ordered([low, high]: [f64; 2]) -> bool {
-    low > 0.0 && low <= high && high.is_finite()
-}
 
 /// One finished picture.
 #[derive(Debug, Clone, PartialEq)]
@@ -197,6 +71,36 @@ impl Transform {
 
     /// One view of the picture for training.
     pub fn train(&self, decoded: &Decoded, seed: u64, sample: u64, view: u64) -> Pixels {
+        let mut values = Vec::new();
+        self.train_into(decoded, seed, sample, view, &mut values);
+        Pixels { size: self.config.image_size, values }
+    }
+
+    /// Decodes `file` and appends one view of it to `values`, `[3, S, S]` more: [`crate::decode()`] and
+    /// [`Transform::train`] in memory that each thread keeps.
+    pub fn train_file(
+        &self,
+        file: &[u8],
+        seed: u64,
+        sample: u64,
+        view: u64,
+        values: &mut Vec<f32>,
+    ) -> Result<(), SkipReason> {
+        thread_local! {
+            static DECODED: RefCell<Decoded> = RefCell::default();
+        }
+        DECODED.with_borrow_mut(|decoded| {
+            decode_into(file, &self.decode_options(), decoded)?;
+            self.train_into(decoded, seed, sample, view, values);
+            Ok(())
+        })
+    }
+
+    /// As [`Transform::train`]; appends to `values`.
+    fn train_into(&self, decoded: &Decoded, seed: u64, sample: u64, view: u64, values: &mut Vec<f32>) {
+        thread_local! {
+            static RGB: RefCell<Vec<u8>> = RefCell::default();
+        }
         let config = &self.config;
         let rng = |stream| Rng::new(seed, stream, &[sample, view]);
         let side = config.image_size;
@@ -210,29 +114,55 @@ impl Transform {
         let decoded = boxed.as_ref().unwrap_or(decoded);
         let crop =
             random_crop(decoded.width, decoded.height, &config.random_resized_crop, &mut rng(Stream::Crop));
-        let mut rgb = self.resize(decoded, crop);
-        if rng(Stream::Flip).chance(config.flip_probability) {
-            augment::flip(&mut rgb, side);
-        }
-        if config.rotate_degrees > 0.0 || config.translate_ratio > 0.0 {
+        RGB.with_borrow_mut(|rgb| {
+            resize::bicubic_into(&decoded.rgb, decoded.width, crop, [side, side], rgb);
+            let flip = rng(Stream::Flip).chance(config.flip_probability);
+            if self.only_flips() {
+                return self.append_normalized(rgb, flip, values);
+            }
+            if flip {
+                augment::flip(rgb, side);
+            }
+            self.train_geometry(rgb, rng);
+            self.train_colors(rgb, rng, values);
+        });
+    }
+
+    /// Whether nothing is asked for beyond LAVIS's pre-training: then one pass flips and normalises.
+    fn only_flips(&self) -> bool {
+        let config = &self.config;
+        !config.moves()
+            && config.rand_augment.operations == 0
+            && config.color_jitter == ColorJitter::default()
+            && config.grayscale_probability == 0.0
+            && config.blur.probability == 0.0
+    }
+
+    /// Turned and moved, then RandAugment.
+    fn train_geometry(&self, rgb: &mut Vec<u8>, rng: impl Fn(Stream) -> Rng) {
+        let config = &self.config;
+        let side = config.image_size;
+        if config.moves() {
             let mut rng = rng(Stream::Affine);
             let degrees = rng.uniform_in(-config.rotate_degrees, config.rotate_degrees);
             let reach = config.translate_ratio * side as f64;
             let shift = [rng.uniform_in(-reach, reach), rng.uniform_in(-reach, reach)];
-            rgb = augment::affine(&rgb, side, degrees, shift, config.border);
+            *rgb = augment::affine(rgb, side, degrees, shift, config.border);
         }
-        self.train_colors(rgb, rng)
+        if config.rand_augment.operations > 0 {
+            config.rand_augment.apply(rgb, side, &mut rng(Stream::RandAugment));
+        }
     }
 
     /// Colours, grey, blur: on floats, and only when one of them is wanted.
-    fn train_colors(&self, rgb: Vec<u8>, rng: impl Fn(Stream) -> Rng) -> Pixels {
+    fn train_colors(&self, rgb: &[u8], rng: impl Fn(Stream) -> Rng, out: &mut Vec<f32>) {
         let config = &self.config;
         let jitter = config.color_jitter != ColorJitter::default();
         let grey = rng(Stream::Grayscale).chance(config.grayscale_probability);
         let mut blur_rng = rng(Stream::Blur);
         let blurred = blur_rng.chance(config.blur.probability);
         if !(jitter || grey || blurred) {
-            return self.normalize(&rgb);
+            return self.append_normalized(rgb, false, out);
         }
         let mut values: Vec<f32> = rgb.iter().map(|&value| f32::from(value) / 255.0).collect();
         if jitter {
@@ -245,9 +175,9 @@ impl Transform {
             let sigma = blur_rng.uniform_in(config.blur.sigma[0], config.blur.sigma[1]);
             augment::blur(&mut values, config.image_size, sigma);
         }
-        self.planes(values.chunks_exact(3), |channel, value: f32| {
+        self.append_planes(&values, false, out, |channel, value| {
             (value - config.mean[channel]) / config.std[channel]
-        })
+        });
     }
 
     /// `crop` of the picture, squashed to `[S, S, 3]`.
@@ -258,24 +188,42 @@ impl Transform {
 
     /// `[S, S, 3]` bytes to `[3, S, S]` values `(x / 255 - mean) / std`, in f32 as torch computes them.
     pub fn normalize(&self, rgb: &[u8]) -> Pixels {
-        self.planes(rgb.chunks_exact(3), |channel, value: u8| self.lookup[channel][usize::from(value)])
+        let mut values = Vec::new();
+        self.append_normalized(rgb, false, &mut values);
+        Pixels { size: self.config.image_size, values }
     }
 
-    fn planes<'a, T: Copy + 'a>(
+    fn append_normalized(&self, rgb: &[u8], mirrored: bool, values: &mut Vec<f32>) {
+        self.append_planes(rgb, mirrored, values, |channel, value| self.lookup[channel][usize::from(value)]);
+    }
+
+    /// Appends `[S, S, 3]` as three planes, left and right exchanged if `mirrored`.
+    fn append_planes<T: Copy>(
         &self,
-        pixels: impl Iterator<Item = &'a [T]>,
+        pixels: &[T],
+        mirrored: bool,
+        values: &mut Vec<f32>,
         value: impl Fn(usize, T) -> f32,
-    ) -> Pixels {
+    ) {
         let size = self.config.image_size;
-        let mut values = vec![0.0; 3 * size * size];
-        let (red, rest) = values.split_at_mut(size * size);
+        let start = values.len();
+        values.resize(start + 3 * size * size, 0.0);
+        let (red, rest) = values[start..].split_at_mut(size * size);
         let (green, blue) = rest.split_at_mut(size * size);
-        for (((pixel, red), green), blue) in pixels.zip(red).zip(green).zip(blue) {
-            *red = value(0, pixel[0]);
-            *green = value(1, pixel[1]);
-            *blue = value(2, pixel[2]);
+        let rows =
+            red.chunks_exact_mut(size).zip(green.chunks_exact_mut(size)).zip(blue.chunks_exact_mut(size));
+        for (pixels, ((red, green), blue)) in pixels.chunks_exact(size * 3).zip(rows) {
+            let places = red.iter_mut().zip(green).zip(blue);
+            let set = |(pixel, ((red, green), blue)): (&[T], ((&mut f32, &mut f32), &mut f32))| {
+                *red = value(0, pixel[0]);
+                *green = value(1, pixel[1]);
+                *blue = value(2, pixel[2]);
+            };
+            match mirrored {
+                true => pixels.chunks_exact(3).rev().zip(places).for_each(set),
+                false => pixels.chunks_exact(3).zip(places).for_each(set),
+            }
         }
-        Pixels { size, values }
     }
 }
 
@@ -332,6 +280,7 @@ mod tests {
     use proptest::prelude::{prop_assert, proptest};
 
     use super::*;
+    use crate::augment::RandAugment;
 
     fn picture(width: usize, height: usize) -> Decoded {
         Decoded { width, height, rgb: (0..width * height * 3).map(|at| (at * 37 % 256) as u8).collect() }
@@ -351,6 +300,7 @@ mod tests {
             config.color_jitter = ColorJitter { brightness: 0.3, contrast: 0.3, saturation: 0.3, hue: 0.1 };
             config.grayscale_probability = 0.2;
             config.blur.probability = 0.3;
+            config.rand_augment = RandAugment { operations: 3, ..RandAugment::default() };
         });
         let decoded = picture(40, 30);
         let view = |seed, sample, view| all.train(&decoded, seed, sample, view);
@@ -358,6 +308,35 @@ mod tests {
         for other in [view(2, 2, 3), view(1, 3, 3), view(1, 2, 4)] {
             assert_ne!(view(1, 2, 3), other);
         }
+    }
+
+    #[test]
+    fn flipping_while_normalising_is_flipping_and_normalising() {
+        let quick = transform(|_| {});
+        // Grey that never happens leads through the other path.
+        let slow = transform(|config| config.grayscale_probability = f64::MIN_POSITIVE);
+        assert!(quick.only_flips() && !slow.only_flips());
+        let decoded = picture(40, 30);
+        for sample in 0..8 {
+            assert_eq!(quick.train(&decoded, 1, sample, 0), slow.train(&decoded, 1, sample, 0));
+        }
+    }
+
+    #[test]
+    fn a_file_becomes_what_its_pixels_become_behind_what_was_there() {
+        let mut png = std::io::Cursor::new(Vec::new());
+        let decoded = picture(40, 30);
+        let image = image::RgbImage::from_raw(40, 30, decoded.rgb.clone()).unwrap();
+        image.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let plain = transform(|_| {});
+        let mut values = vec![7.0];
+        plain.train_file(png.get_ref(), 1, 2, 3, &mut values).unwrap();
+        assert_eq!(
+            plain.train_file(b"no picture", 1, 2, 3, &mut values),
+            Err(SkipReason::ImageFormatUnknown)
+        );
+        assert_eq!(values[0], 7.0);
+        assert_eq!(values[1..], plain.train(&decoded, 1, 2, 3).values);
     }
 
     #[test]
