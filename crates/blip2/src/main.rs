@@ -1,18 +1,21 @@
 //! `blip2`: the user's command. It links no libtorch, so it starts at once and runs where no GPU library is; what
 //! needs tensors runs in `blip2-worker`, which lies beside it.
 
+mod bench;
 mod checkpoints;
 mod cli;
 mod error;
+mod index;
 mod prepare;
 mod run;
+mod tools;
 mod worker;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Ckpt, Cli, Command, Data};
+use cli::{Bench, Ckpt, Cli, Command, Data};
 
 fn main() -> ExitCode {
     let say = |line: &str| eprintln!("blip2: {line}");
@@ -24,6 +27,12 @@ fn main() -> ExitCode {
         Command::Import(args) => run::import(&args),
         Command::Export(args) => run::export(&args),
         Command::Data(Data::Prepare(args)) => prepare::prepare(&args, &say),
+        Command::Data(Data::Index(args)) => index::index(&args),
+        Command::Data(Data::Make(args)) => tools::make(&args, &say),
+        Command::Data(Data::Verify(args)) => tools::verify(&args, &say),
+        Command::Data(Data::Stats(args)) => tools::stats(&args, &say),
+        Command::Data(Data::Inspect(args)) => tools::inspect(&args, &say),
+        Command::Bench(Bench::Loader(args)) => bench::loader(&args, &say),
         Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),
         Command::Ckpt(Ckpt::Verify(args)) => checkpoints::verify(&args.run_dir),
     };

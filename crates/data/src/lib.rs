@@ -51,6 +51,7 @@
 
 pub mod augment;
 pub mod batch;
+pub mod bench;
 mod blocks;
 pub mod caption;
 pub mod counters;
@@ -72,13 +73,15 @@ pub mod resize;
 pub mod rng;
 pub mod sample;
 pub mod scan;
+pub mod source;
 pub mod tokenizer;
+pub mod tools;
 pub mod transform;
 
 pub use batch::{Batch, Cursor};
 pub use caption::{MAX_WORDS, TextPolicy, blip_caption};
 pub use counters::Counters;
-pub use decode::{Alpha, DecodeOptions, Decoded, decode};
+pub use decode::{Alpha, DecodeOptions, Decoded, decode, decode_into};
 pub use error::{DataError, SampleError, SkipReason};
 pub use index::{Index, SampleEntry, write_index_files};
 pub use loader::{Loader, LoaderSpec, View, decode_all};

@@ -269,7 +269,7 @@ impl Mixture {
 }
 
 fn wrong(set: usize, problem: &str) -> DataError {
-    DataError::Config { key: format!("data.sets[{set}]"), problem: problem.to_owned() }
+    DataError::Config { key: format!("data.source.sets[{set}]"), problem: problem.to_owned() }
 }
 
 /// What each set's share weighs.

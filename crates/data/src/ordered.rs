@@ -7,10 +7,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
 use crate::error::DataError;
+
+/// How long the end of a stream waits for its threads, all together.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A source of items that threads make ahead.
 #[derive(Debug)]
@@ -77,12 +81,19 @@ impl<T> Iterator for Ordered<T> {
     }
 }
 
-/// Closing the channels is the stop signal; a worker sees it at its next send.
+/// Closing the channels is the stop signal; a worker sees it at its next send. One that waits for a server then may
+/// wait longer than a run that is to stop has time: it is left behind, and ends when its server has answered.
 impl<T> Drop for Ordered<T> {
     fn drop(&mut self) {
         self.channels.clear();
+        let until = Instant::now() + GRACE;
         for thread in self.threads.drain(..) {
-            let _ = thread.join(); // a panic was already reported through the channel
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() {
+                let _ = thread.join(); // a panic was already reported through the channel
+            }
         }
     }
 }
@@ -100,7 +111,6 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use super::*;
 
@@ -132,6 +142,18 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_waits_long_does_not_hold_up_the_end() {
+        let items = Ordered::start("test", 1, 1, |number| {
+            std::thread::sleep(Duration::from_secs(30));
+            Some(number)
+        })
+        .unwrap();
+        let started = Instant::now();
+        drop(items);
+        assert!(started.elapsed() < GRACE + Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+
+    #[test]
     fn work_ahead_is_bounded_and_dropping_ends_the_threads() {
         let made = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&made);
@@ -144,6 +166,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(50));
         // Per worker: three in the channel, one waiting to be sent; one was taken.
         assert!(made.load(Ordering::SeqCst) <= 2 * 4 + 1);
-        drop(items); // hangs here if a worker does not end
+        drop(items);
+        assert_eq!(Arc::strong_count(&made), 1, "a worker has not ended");
     }
 }

@@ -134,12 +134,14 @@ fn read_members(
         if number == MAX_MEMBERS {
             return Ok(Some(SkipReason::ShardTooLarge));
         }
-        let span = Span { offset: entry.raw_file_position(), size: entry.size() };
+        let kind = entry.header().entry_type();
+        // Of a sparse file the size is that of the file it stands for.
+        let stored = if kind.is_gnu_sparse() { entry.header().entry_size().ok() } else { Some(entry.size()) };
+        let span = Span { offset: entry.raw_file_position(), size: stored.unwrap_or(u64::MAX) };
         let Some(after) = span.offset.checked_add(span.size).filter(|&after| after <= length) else {
             return Ok(Some(SkipReason::MemberTruncated));
         };
         end = after.next_multiple_of(BLOCK);
-        let kind = entry.header().entry_type();
         if kind.is_dir() || kind.is_pax_global_extensions() {
             continue;
         }

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
-use object_store::{ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientConfigKey, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::DataError;
@@ -29,7 +29,8 @@ type Buckets = HashMap<String, Arc<dyn ObjectStore>>;
 #[derive(Debug)]
 pub(super) struct Cloud {
     runtime: Runtime,
-    client: ClientOptions,
+    connect_timeout: Duration,
+    shard_deadline: Duration,
     stall_timeout: Duration,
     buckets: Mutex<Buckets>,
 }
@@ -43,10 +44,8 @@ impl Cloud {
             |error: io::Error| DataError::Worker { worker: "cloud".into(), message: error.to_string() };
         Ok(Self {
             runtime: runtime.map_err(failed)?,
-            // A whole shard may take long; what stalls is cut by us.
-            client: ClientOptions::new()
-                .with_connect_timeout(options.connect_timeout)
-                .with_timeout_disabled(),
+            connect_timeout: options.connect_timeout,
+            shard_deadline: options.shard_deadline,
             stall_timeout: options.stall_timeout,
             buckets: Mutex::default(),
         })
@@ -69,20 +68,35 @@ impl Cloud {
     fn connect(&self, scheme: Scheme, base: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
         // Trying again is our own business: it knows how far a download got.
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-        let client = self.client.clone();
+        // Set key by key, so that the rest (proxies, plain http) stays as the environment says.
+        let (connect, timeout) = (ClientConfigKey::ConnectTimeout, ClientConfigKey::Timeout);
+        let [connect_time, time] =
+            [self.connect_timeout, self.shard_deadline].map(|time| format!("{time:?}"));
         Ok(match scheme {
-            Scheme::Gs => {
-                let builder = GoogleCloudStorageBuilder::from_env().with_url(base).with_retry(retry);
-                Arc::new(builder.with_client_options(client).build()?)
-            }
-            Scheme::Az => {
-                let builder = MicrosoftAzureBuilder::from_env().with_url(base).with_retry(retry);
-                Arc::new(builder.with_client_options(client).build()?)
-            }
-            Scheme::S3 | Scheme::Http => {
-                let builder = AmazonS3Builder::from_env().with_url(base).with_retry(retry);
-                Arc::new(builder.with_client_options(client).build()?)
-            }
+            Scheme::Gs => Arc::new(
+                GoogleCloudStorageBuilder::from_env()
+                    .with_url(base)
+                    .with_retry(retry)
+                    .with_config(GoogleConfigKey::Client(connect), connect_time)
+                    .with_config(GoogleConfigKey::Client(timeout), time)
+                    .build()?,
+            ),
+            Scheme::Az => Arc::new(
+                MicrosoftAzureBuilder::from_env()
+                    .with_url(base)
+                    .with_retry(retry)
+                    .with_config(AzureConfigKey::Client(connect), connect_time)
+                    .with_config(AzureConfigKey::Client(timeout), time)
+                    .build()?,
+            ),
+            Scheme::S3 | Scheme::Http => Arc::new(
+                AmazonS3Builder::from_env()
+                    .with_url(base)
+                    .with_retry(retry)
+                    .with_config(AmazonS3ConfigKey::Client(connect), connect_time)
+                    .with_config(AmazonS3ConfigKey::Client(timeout), time)
+                    .build()?,
+            ),
         })
     }
 }

@@ -159,7 +159,7 @@ fn answer(
         None => "200 OK".to_owned(),
     };
     stream
-        .write_all(format!("HTTP/1.1 {status}\r\nETag: {tag}\r\nContent-Length: {stated}\r\n\r\n").as_bytes())
+        .write_all(format!("HTTP/1.1 {status}\r\nETag: {tag}\r\nLast-Modified: Tue, 01 Sep 2026 10:00:00 GMT\r\nContent-Length: {stated}\r\n\r\n").as_bytes())
         .ok()?;
     send(stream, body, stated, fault)
 }
