@@ -2,7 +2,7 @@
 
 Reads seconds from standard input, one number a line, and answers each with images per second. The view is LAVIS's
 blip2_image_train: RandomResizedCrop(224, scale (0.5, 1), ratio (3/4, 4/3), bicubic), a flip, normalised float32 CHW,
-stacked into batches of 64.
+stacked into batches of 32.
 """
 
 import math
@@ -15,7 +15,7 @@ import webdataset as wds
 from PIL import Image
 
 SIZE = 224
-BATCH = 64
+BATCH = 32
 # (byte / 255 - mean) / std as one multiplication and one addition, in float32.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)

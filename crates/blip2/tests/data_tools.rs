@@ -158,7 +158,7 @@ fn what_cannot_be_used_is_named_in_one_line() {
     fs::write(dir.path().join("bad.jsonl"), "{\"image\": \"a.png\", \"caption\": \"x\"}\n{\"caption\": 1}\n")
         .unwrap();
     fs::create_dir(dir.path().join("empty")).unwrap();
-    let make = |rest: &[&str]| [&["data", "make", "--out", "o", "--images"], rest].concat();
+    let make = |rest: &[&'static str]| [&["data", "make", "--out", "o", "--images"], rest].concat();
     let cases = [
         (make(&["images", "--annotations", "bad.jsonl"]), "bad.jsonl: line 2: it has none of image"),
         (make(&["empty"]), "no .jpg, .jpeg, .png or .webp"),
