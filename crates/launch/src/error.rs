@@ -43,7 +43,7 @@ pub enum LaunchError {
         source: std::io::Error,
     },
     /// Another launcher holds the run folder: wait for it, or name another folder.
-    #[error("run folder {} is in use by another launcher (process {pid} on {host})", run_dir.display())]
+    #[error("run folder {} is in use by process {pid} on {host}; wait for it, or name another run.dir", run_dir.display())]
     Busy {
         /// The run folder.
         run_dir: PathBuf,

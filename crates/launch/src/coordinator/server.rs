@@ -31,7 +31,6 @@ pub(crate) fn serve(
     let (events, inbox) = mpsc::channel();
     let refused = |source| LaunchError::System { action: "start the coordinator's threads", source };
     let for_accept = (Arc::clone(&senders), events);
-    let address = listener.local_addr().map_err(refused)?;
     let accept = move || accept_all(&listener, &token, &for_accept.0, &for_accept.1);
     thread::Builder::new().name("coordinator accept".into()).spawn(accept).map_err(refused)?;
     let beat = rules.lease / 5;
@@ -48,7 +47,7 @@ pub(crate) fn serve(
             };
             let now = start.elapsed();
             for action in state.on(event, now) {
-                act(&senders, action, &master, address.ip().is_loopback());
+                act(&senders, action, &master);
             }
             if now.saturating_sub(last_beat) >= beat {
                 last_beat = now;
@@ -104,7 +103,7 @@ fn read_all(
     let _ = events.send(Event::Closed(conn));
 }
 
-fn act(senders: &Senders, action: Action, master: &str, loopback: bool) {
+fn act(senders: &Senders, action: Action, master: &str) {
     match action {
         Action::Send(conn, message) => send(senders, conn, &message),
         Action::Close(conn) => {
@@ -114,7 +113,7 @@ fn act(senders: &Senders, action: Action, master: &str, loopback: bool) {
             }
         }
         Action::Form { generation, world_size, nodes } => {
-            let master_port = free_port(if loopback { "127.0.0.1" } else { master });
+            let master_port = free_port(master);
             let nnodes = nodes.len();
             for (conn, node_rank, first_rank) in nodes {
                 let master_addr = master.to_owned();
