@@ -88,14 +88,15 @@ impl pulp::NullaryFnOnce for FourRows<'_> {
             let mut sums = [Sums::new(avx2), Sums::new(avx2)];
             for (group, weights) in weights.iter().enumerate() {
                 let at = (first + group * 4) * 3;
-                let weights = weights.map(|pair| avx2.avx._mm256_set1_epi32(pair));
+                let weights = broadcast(avx2, *weights);
                 sums[0].add(avx2, load(avx2, front, at), &weights);
                 sums[1].add(avx2, load(avx2, back, at), &weights);
             }
             let [a, c, _, _, b, d, _, _] = bytes(avx2, sums);
-            for (out, pixel) in [(&mut *out_a, a), (&mut *out_b, b), (&mut *out_c, c), (&mut *out_d, d)] {
-                put(out, at_out, pixel);
-            }
+            put(out_a, at_out, a);
+            put(out_b, at_out, b);
+            put(out_c, at_out, c);
+            put(out_d, at_out, d);
             at_out += 3;
         }
     }
@@ -104,10 +105,23 @@ impl pulp::NullaryFnOnce for FourRows<'_> {
 /// Four pixels of each of two rows, one row in each half. There is room behind every row for a whole load.
 #[inline(always)]
 fn load(avx2: pulp::x86::V3, (one, two): (&[u8], &[u8]), at: usize) -> __m256i {
-    let half = |row: &[u8]| -> __m128i {
-        cast(row.get(at..).and_then(<[u8]>::first_chunk::<LOAD>).copied().unwrap_or([0; LOAD]))
-    };
-    avx2.avx._mm256_set_m128i(half(two), half(one))
+    avx2.avx._mm256_set_m128i(load_half(two, at), load_half(one, at))
+}
+
+#[inline(always)]
+fn load_half(row: &[u8], at: usize) -> __m128i {
+    let Some((_, row)) = row.split_at_checked(at) else { return cast([0u8; LOAD]) };
+    match row.first_chunk::<LOAD>() {
+        Some(bytes) => cast(*bytes),
+        None => cast([0u8; LOAD]),
+    }
+}
+
+/// Each pair of weights, eight times. Written out, as is all of this: a closure would not be compiled for AVX2.
+#[inline(always)]
+fn broadcast(avx2: pulp::x86::V3, [a, b, c, d]: [i32; 4]) -> [__m256i; 4] {
+    let set = avx2.avx;
+    [set._mm256_set1_epi32(a), set._mm256_set1_epi32(b), set._mm256_set1_epi32(c), set._mm256_set1_epi32(d)]
 }
 
 /// Sums of red, green, blue and nothing for one pixel of each of two rows, in two parts.
@@ -127,12 +141,16 @@ impl Sums {
     /// Adds four pixels with their weights.
     #[inline(always)]
     fn add(&mut self, avx2: pulp::x86::V3, pixels: __m256i, weights: &[__m256i; 4]) {
+        let [high_front, high_back, low_front, low_back] = *weights;
+        self.add_pair(avx2, avx2.avx2._mm256_shuffle_epi8(pixels, cast(CHANNELS[0])), high_front, low_front);
+        self.add_pair(avx2, avx2.avx2._mm256_shuffle_epi8(pixels, cast(CHANNELS[1])), high_back, low_back);
+    }
+
+    #[inline(always)]
+    fn add_pair(&mut self, avx2: pulp::x86::V3, values: __m256i, high: __m256i, low: __m256i) {
         let wide = avx2.avx2;
-        for (pair, channels) in CHANNELS.into_iter().enumerate() {
-            let values = wide._mm256_shuffle_epi8(pixels, cast(channels));
-            self.high = wide._mm256_add_epi32(self.high, wide._mm256_madd_epi16(values, weights[pair]));
-            self.low = wide._mm256_add_epi32(self.low, wide._mm256_madd_epi16(values, weights[pair + 2]));
-        }
+        self.high = wide._mm256_add_epi32(self.high, wide._mm256_madd_epi16(values, high));
+        self.low = wide._mm256_add_epi32(self.low, wide._mm256_madd_epi16(values, low));
     }
 
     /// The whole sums, without their fractional bits.
