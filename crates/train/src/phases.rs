@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use checkpoint::Loaded;
 use collectives::ProcessGroup;
+use launch::{StopFlag, WorkerPhase};
 use monitor::Phase;
 use tch::Tensor;
 
@@ -81,13 +82,17 @@ pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
     if let Some(plan) = run.session.plan.stage2_without_stage1.clone() {
         run.stage(&plan, None)?;
     }
-    evaluate::evaluate(&mut run)
+    run.session.progress.write(WorkerPhase::Evaluate, 0);
+    evaluate::evaluate(&mut run)?;
+    run.session.progress.write(WorkerPhase::End, 0);
+    Ok(())
 }
 
 impl Run {
     /// Loads the frozen models and computes the features of every picture that the run will look at.
     fn prepare(mut session: Session) -> Result<Self, TrainError> {
         let started = Instant::now();
+        session.progress.write(WorkerPhase::Load, 0);
         let config = session.plan.config.clone();
         let tools = build::tools(&session.plan)?;
         let encoder = build::encoder(&session.plan)?;
@@ -126,13 +131,14 @@ impl Run {
 
     /// Trains one phase to its end, from its newest checkpoint where there is one.
     fn stage(&mut self, plan: &StagePlan, stage1: Option<&HandedOver>) -> Result<(), TrainError> {
+        self.session.progress.write(WorkerPhase::Load, 0);
         let resumed = checkpoints::latest(plan)?;
         self.agree_on_step(plan, resumed.as_ref().map_or(0, |(_, state)| state.step))?;
         let checkpoints = Checkpoints::open(plan, self.session.is_rank0(), self.origin(plan.phase, stage1))?;
         if let Some((loaded, state)) = &resumed {
             checkpoints.check_frozen(loaded)?;
             checkpoints.pin_best(state)?;
-            if state.step >= plan.steps {
+            if state.step >= plan.steps && !state.validation_due {
                 // The launch that took its last step may not have lived to write down what it cost.
                 let parameters = loaded.snapshot.model.values().map(|p| p.numel() as u64).sum();
                 return self.close(plan.phase, parameters, state);
@@ -150,8 +156,9 @@ impl Run {
         session.metrics.begin_phase(plan.phase, plan.steps, state.step);
         let (device, autocast) = (session.plan.device, session.plan.autocast);
         let how = Rerank::of(&session.plan.config.evaluation);
+        let stop = session.stop.clone();
         let validate = |stage: &Stage, group: &dyn ProcessGroup| {
-            torch_bridge::autocast(device, autocast, || selection_score(stage, splits, how, group))
+            torch_bridge::autocast(device, autocast, || selection_score(stage, splits, how, group, &stop))
         };
         let config = session.plan.config.clone();
         let pairs = pair_source(session, &config, tools, train, (plan, &state))?;
@@ -290,12 +297,17 @@ fn selection_score(
     splits: &[Split],
     how: Rerank,
     group: &dyn ProcessGroup,
+    stop: &StopFlag,
 ) -> Result<Validation, TrainError> {
+    let progress = |_| match stop.requested() {
+        true => Err(evaluate::interrupted()),
+        false => Ok(()),
+    };
     let mut metrics = BTreeMap::new();
     let mut scores = Vec::new();
     if let Stage::One(stage1, _) = stage {
         for split in splits.iter().filter(|split| split.select) {
-            let found = evaluate::reranked(stage1, split, how, group, &|_| Ok(()))?;
+            let found = evaluate::reranked(stage1, split, how, group, &progress)?;
             for (way, itc, itm) in
                 [("i2t", found.itc.i2t, found.itm.i2t), ("t2i", found.itc.t2i, found.itm.t2i)]
             {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use checkpoint::RunLock;
 use collectives::ProcessGroup;
-use launch::{StopFlag, World};
+use launch::{ProgressPage, StopFlag, World, WorkerPhase};
 use monitor::{Metrics, Phase, Start};
 
 use crate::changes;
@@ -24,6 +24,8 @@ pub struct Session {
     pub metrics: Metrics,
     /// Set by SIGTERM, SIGINT, SIGUSR1.
     pub stop: StopFlag,
+    /// What this rank is doing, for the launcher to see.
+    pub progress: ProgressPage,
     /// What the run cost so far.
     pub ledger: Ledger,
     /// The resolved config as text.
@@ -45,12 +47,14 @@ impl Session {
         let world = World::from_env()?;
         launch::die_with_parent(&world)?;
         let stop = StopFlag::install()?;
+        let progress = ProgressPage::from_env();
         let config = Config::read(path, overrides)?;
         let config_text = config.to_toml()?;
         let plan = Plan::new(config, world, path)?;
         let is_rank0 = plan.world.rank == 0;
         let run_dir = plan.config.run.dir.clone();
         let lock = if is_rank0 { Some(RunLock::acquire(&run_dir)?) } else { None };
+        progress.write(WorkerPhase::Meet, 0);
         let group = collectives::connect(&plan.world, plan.device)?;
         // Reading a checkpoint to know its step is for the rank that keeps the records.
         let start = if is_rank0 { start(&plan)? } else { Start::Fresh };
@@ -71,7 +75,7 @@ impl Session {
             checkpoint::write_durably(&kept, config_text.as_bytes())?;
             metrics.line(&plan.describe());
         }
-        Ok(Self { plan, group, metrics, stop, ledger, config_text, unchanged, _lock: lock })
+        Ok(Self { plan, group, metrics, stop, progress, ledger, config_text, unchanged, _lock: lock })
     }
 
     /// For work that leaves no checkpoint: ends it where somebody asked for a stop. All ranks get the signal from the
@@ -80,6 +84,7 @@ impl Session {
     /// # Errors
     /// [`TrainError::Interrupted`].
     pub fn check_stop(&self, phase: Phase) -> Result<(), TrainError> {
+        self.progress.tick(WorkerPhase::Features);
         match self.stop.requested() {
             true => Err(TrainError::Interrupted { phase: phase.name().into() }),
             false => Ok(()),

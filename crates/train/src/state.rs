@@ -19,6 +19,9 @@ pub struct TrainState {
     pub not_finite_in_a_row: u64,
     /// Steps left out because of that.
     pub steps_skipped: u64,
+    /// A stop came before this step was validated.
+    #[serde(default)]
+    pub validation_due: bool,
     /// What fp16's losses are multiplied by.
     #[serde(default)]
     pub loss_scale: LossScale,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use collectives::ProcessGroup;
+use launch::WorkerPhase;
 use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
 
@@ -68,8 +69,10 @@ impl Trainer<'_> {
     /// [`TrainError::Stopped`] after a requested stop (a checkpoint was written), [`TrainError::NotFinite`], a lost
     /// peer, or a disk that is full at the end of the phase.
     pub fn run(&mut self) -> Result<(), TrainError> {
+        self.make_up_for_validation()?;
         while self.state.step < self.plan.steps {
             let started = Instant::now();
+            self.session.progress.write(WorkerPhase::Data, self.state.step);
             let micro_batches = self.pairs.next_step(self.plan, &self.state)?;
             let data_wait_seconds = started.elapsed().as_secs_f64();
             let report = self.step(&micro_batches)?;
@@ -78,12 +81,10 @@ impl Trainer<'_> {
             self.record(&report, step_seconds, data_wait_seconds);
             self.give_up_if_lost()?;
             let improved = self.maybe_validate()?;
-            self.maybe_save(improved, report.status.stop)?;
-            if report.status.stop {
-                return Err(TrainError::Stopped {
-                    phase: self.plan.phase.name().into(),
-                    step: self.state.step,
-                });
+            let stop = report.status.stop || self.state.validation_due;
+            self.maybe_save(improved, stop)?;
+            if stop {
+                return Err(self.stopped());
             }
         }
         Ok(())
@@ -91,6 +92,7 @@ impl Trainer<'_> {
 
     /// Forward, backward, reduce, decide together, update.
     fn step(&mut self, micro_batches: &[MicroBatch]) -> Result<StepReport, TrainError> {
+        self.session.progress.write(WorkerPhase::Compute, self.state.step);
         let mut losses = Vec::with_capacity(micro_batches.len());
         let scale = self.state.loss_scale.factor(self.session.plan.autocast);
         let weights = stage::weights(micro_batches, self.session.group.as_ref())?;
@@ -107,6 +109,7 @@ impl Trainer<'_> {
             losses.push(step_losses);
         }
         let gradients = self.optimizer.gradients();
+        self.session.progress.write(WorkerPhase::Reduce, self.state.step);
         let reducing = Instant::now();
         let bytes_reduced =
             collectives::all_reduce_mean_bucketed(self.session.group.as_ref(), &gradients, BUCKET_BYTES)?;
@@ -165,14 +168,39 @@ impl Trainer<'_> {
         })
     }
 
-    /// True where this step is the best so far. Ranks share the work and get the same score, so all agree.
+    /// Does the validation before which an earlier launch was stopped; its checkpoint has a step like any other.
+    fn make_up_for_validation(&mut self) -> Result<(), TrainError> {
+        if !self.state.validation_due {
+            return Ok(());
+        }
+        let improved = self.maybe_validate()?;
+        let stop = self.state.validation_due;
+        self.maybe_save(improved, stop || improved)?;
+        match stop {
+            true => Err(self.stopped()),
+            false => Ok(()),
+        }
+    }
+
+    fn stopped(&self) -> TrainError {
+        TrainError::Stopped { phase: self.plan.phase.name().into(), step: self.state.step }
+    }
+
+    /// True where this step is the best so far. Ranks share the work and get the same score, so all agree; where one of
+    /// them is asked to stop, all leave the validation to the next launch.
     fn maybe_validate(&mut self) -> Result<bool, TrainError> {
         let every = self.plan.validate_every_steps;
         if every == 0 || (!self.state.step.is_multiple_of(every) && self.state.step != self.plan.steps) {
             return Ok(false);
         }
         let (stage, validate, group) = (&self.stage, self.validate, self.session.group.as_ref());
-        let validation = self.optimizer.with_average(|| tch::no_grad(|| validate(stage, group)))?;
+        self.session.progress.write(WorkerPhase::Validate, self.state.step - 1);
+        let validation = self.optimizer.with_average(|| tch::no_grad(|| validate(stage, group)));
+        self.state.validation_due = matches!(validation, Err(TrainError::Interrupted { .. }));
+        if self.state.validation_due {
+            return Ok(false);
+        }
+        let validation = validation?;
         let improved = self.state.best.is_none_or(|best| validation.score > best.score);
         if improved {
             self.state.best = Some(Best { step: self.state.step, score: validation.score });
@@ -186,6 +214,7 @@ impl Trainer<'_> {
     }
 
     fn maybe_save(&mut self, improved: bool, stop: bool) -> Result<(), TrainError> {
+        self.session.progress.write(WorkerPhase::Save, self.state.step - 1);
         let is_last = self.state.step == self.plan.steps;
         if is_last {
             // What is handed over has seen the last step.

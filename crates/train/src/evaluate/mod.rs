@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use launch::WorkerPhase;
 use monitor::{Directions, EVAL_FILE, EvalFile, Metrics, Phase, Recalls, RetrievalScores};
 
 use crate::build;
@@ -33,6 +34,11 @@ pub(crate) struct SplitResult {
 
 /// Told of pictures that are done; ends the work where somebody asked for a stop.
 type Progress<'a> = &'a dyn Fn(usize) -> Result<(), TrainError>;
+
+/// Somebody asked for a stop; what was being scored is scored again.
+pub(crate) fn interrupted() -> TrainError {
+    TrainError::Interrupted { phase: Phase::Evaluation.name().into() }
+}
 
 /// Moves the bar of the evaluation, pictures by pictures.
 struct Bar<'a> {
@@ -129,10 +135,12 @@ fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitRes
     let bar =
         Bar { metrics: RefCell::new(&mut session.metrics), done: Cell::new(0), started: Instant::now() };
     let stop = &session.stop;
+    let page = &session.progress;
     let progress = |pictures: usize| {
         bar.advance(pictures);
+        page.tick(WorkerPhase::Evaluate);
         match stop.requested() {
-            true => Err(TrainError::Interrupted { phase: Phase::Evaluation.name().into() }),
+            true => Err(interrupted()),
             false => Ok(()),
         }
     };

@@ -146,6 +146,7 @@ fn itm_matrix(
     let n = split.len();
     // Ranks add their parts: a pair's logit on the rank that scored it, zero on the others.
     let mut scored = vec![0f32; n * n];
+    let mut stopped = None;
     let own: Vec<usize> = (0..n).filter(|image| image % group.world_size() == group.rank()).collect();
     for chunk in own.chunks(IMAGES_AT_ONCE / 4) {
         let images = stage1.encode_images(&split.features(chunk)?.to_device(device));
@@ -165,7 +166,15 @@ fn itm_matrix(
                 scored[chunk[place] * n + text as usize] = logit;
             }
         }
-        progress(chunk.len())?;
+        stopped = progress(chunk.len()).err();
+        if stopped.is_some() {
+            break;
+        }
+    }
+    // One that is asked to stop must not leave while others wait for its part: all leave together.
+    let stops = sum_over_ranks(Tensor::from(f32::from(u8::from(stopped.is_some()))).view([1]), group)?;
+    if stops.double_value(&[0]) > 0.0 {
+        return Err(stopped.unwrap_or_else(super::interrupted));
     }
     let n = n as i64;
     Ok(sum_over_ranks(Tensor::from_slice(&scored).view([n, n]), group)?)

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use launch::{Exit, LaunchSpec, World};
+use launch::{Exit, LaunchSpec, Nodes, Patience, World};
 use tch::{Device, Tensor};
 
 use super::case::{Case, EXPECTED, INPUTS, broken};
@@ -30,7 +30,9 @@ pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
     let worker =
         std::env::current_exe().map_err(|source| TrainError::Read { path: "blip2-worker".into(), source })?;
     let args = [SUBCOMMAND.into(), case.folder().into(), folder.path().into()].to_vec();
-    let spec = LaunchSpec { worker, args, nproc, run_dir: folder.path().to_owned(), max_restarts: 0 };
+    let run_dir = folder.path().to_owned();
+    let (nodes, patience) = (Nodes::one(), Patience::default());
+    let spec = LaunchSpec { worker, args, nproc, run_dir, max_restarts: 0, nodes, patience };
     let reports = RefCell::new(Vec::new());
     let exit = launch::launch(&spec, &|line| reports.borrow_mut().push(line.to_owned()))?;
     if exit != Exit::Done {

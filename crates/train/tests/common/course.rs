@@ -43,13 +43,21 @@ impl Course {
 
     /// Equal to the last bit; says where the two part.
     pub fn assert_same(&self, other: &Self, what: &str) {
+        let difference = self.difference(other);
+        assert!(difference.is_none(), "{what}: {difference:?}");
+    }
+
+    /// Where the two part.
+    pub fn difference(&self, other: &Self) -> Option<String> {
         let keys = |course: &Self| course.0.keys().copied().collect::<Vec<_>>();
-        assert_eq!(keys(self), keys(other), "{what}");
-        for ((key, one), two) in self.0.iter().zip(other.0.values()) {
-            let bits = |numbers: &BTreeMap<String, f64>| {
-                numbers.iter().map(|(name, value)| (name.clone(), value.to_bits())).collect::<Vec<_>>()
-            };
-            assert!(bits(one) == bits(two), "{what}, {key:?}: {one:?} and {two:?}");
+        if keys(self) != keys(other) {
+            return Some(format!("steps differ: {:?} and {:?}", keys(self), keys(other)));
         }
+        let bits = |numbers: &BTreeMap<String, f64>| {
+            numbers.iter().map(|(name, value)| (name.clone(), value.to_bits())).collect::<Vec<_>>()
+        };
+        let both = self.0.iter().zip(other.0.values());
+        let mut apart = both.filter(|((_, one), two)| bits(one) != bits(two));
+        apart.next().map(|((key, one), two)| format!("{key:?}: {one:?} and {two:?}"))
     }
 }

@@ -7,12 +7,14 @@
     reason = "every test program uses some of these; a panic is a failed test"
 )]
 
+mod chaos;
 mod config;
 mod course;
 mod pictures;
 mod process;
 mod weights;
 
+pub use chaos::{Chaos, Scenario, Trial};
 pub use course::{Course, course, records};
 pub use pictures::{Picture, pictures, write_shard};
 pub use process::{Ended, Launch, Running, blip2};

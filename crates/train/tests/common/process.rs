@@ -125,7 +125,7 @@ impl Running {
     }
 
     /// The child whose environment says that it is this rank.
-    fn worker(&self, rank: usize) -> Pid {
+    pub fn worker(&self, rank: usize) -> Pid {
         let (parent, wanted) = (self.child.id().to_string(), format!("RANK={rank}"));
         let is_it = |process: &Path| {
             let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
