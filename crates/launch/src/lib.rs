@@ -28,6 +28,7 @@ mod progress;
 mod run_lock;
 mod slurm;
 mod stop;
+mod straggler;
 mod watch;
 mod watchdog;
 mod worker_log;

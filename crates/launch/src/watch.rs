@@ -3,7 +3,8 @@
 use crate::decide::Fleet;
 use crate::fleet::Processes;
 use crate::progress::{WorkerPhase, monotonic_ns};
-use crate::watchdog::{Hang, Patience, Stragglers, Watchdog};
+use crate::straggler::Stragglers;
+use crate::watchdog::{Hang, Patience, Watchdog};
 
 /// One generation's watch over the workers of this node.
 pub(crate) struct Watch {
