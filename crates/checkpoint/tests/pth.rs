@@ -65,6 +65,30 @@ fn a_view_may_not_reach_outside_its_storage() {
 }
 
 #[test]
+fn a_million_nested_containers_cost_no_stack() {
+    let depth = 1_000_000;
+    let deep = [&b"\x80\x02"[..], &vec![b']'; depth], &vec![b'a'; depth - 1], b"."].concat();
+    assert!(refusal(&zipped(&deep)).contains("nested too deeply"));
+    // tuples of one that hold each other
+    let deep = [&b"\x80\x02)"[..], &vec![0x85; depth], b"."].concat();
+    assert!(refusal(&zipped(&deep)).contains("nested too deeply"));
+}
+
+#[test]
+fn one_name_for_two_tensors_and_one_key_for_two_storages_are_refused() {
+    let plain = || tensor("0", 0, &[2, 3], &[3, 1], false);
+    let error = refusal(&zipped(&pickle(&[("x", plain()), ("x", plain())])));
+    assert!(error.contains("two tensors are named model.x"), "{error}");
+    let mut twice = legacy(&pickle(&[("x", tensor("0", 0, &[6], &[1], true))]));
+    let keys = [&b"\x80\x02]"[..], &text("0"), b"a."].concat();
+    let at = twice.windows(keys.len()).position(|window| window == keys).unwrap();
+    let two = [&b"\x80\x02]("[..], &text("0"), &text("0"), b"e."].concat();
+    twice.splice(at..at + keys.len(), two);
+    twice.extend([&6u64.to_le_bytes()[..], &[0; 24]].concat());
+    assert!(refusal(&twice).contains("listed twice"));
+}
+
+#[test]
 fn what_is_no_torch_file_is_refused() {
     for bytes in [&b""[..], b"PK", b"GGUF", &legacy(b"")] {
         assert!(open(bytes).is_err());

@@ -12,6 +12,7 @@ use std::io::Cursor;
 use image::{ColorType, ImageDecoder, Limits};
 
 use crate::error::SkipReason;
+use crate::resize::{self, Crop};
 
 /// What becomes of transparency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
@@ -31,11 +32,13 @@ pub struct DecodeOptions {
     pub alpha: Alpha,
     /// A header that asks for more pixels than this is refused before anything is allocated.
     pub max_pixels: u64,
+    /// A picture whose longer side has more pixels is reduced to it: sharpness then tells nothing of where it came from.
+    pub max_side: Option<usize>,
 }
 
 impl Default for DecodeOptions {
     fn default() -> Self {
-        Self { alpha: Alpha::default(), max_pixels: 64_000_000 }
+        Self { alpha: Alpha::default(), max_pixels: 64_000_000, max_side: None }
     }
 }
 
@@ -60,6 +63,23 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, SkipReas
 /// As [`decode`], into memory that is used again: fresh pages for every picture take longer than their pixels. After
 /// an error the contents mean nothing.
 pub fn decode_into(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
+    decode_whole(bytes, options, into)?;
+    if let Some(side) = options.max_side.filter(|&side| into.width.max(into.height) > side) {
+        *into = reduced(into, side);
+    }
+    Ok(())
+}
+
+/// The picture with `side` pixels along its longer side.
+fn reduced(decoded: &Decoded, side: usize) -> Decoded {
+    let longer = decoded.width.max(decoded.height);
+    let scaled = |length: usize| ((length * side + longer / 2) / longer).max(1);
+    let (width, height) = (scaled(decoded.width), scaled(decoded.height));
+    let whole = Crop { left: 0, top: 0, width: decoded.width, height: decoded.height };
+    Decoded { width, height, rgb: resize::bicubic(&decoded.rgb, decoded.width, whole, width, height) }
+}
+
+fn decode_whole(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
     *into = match bytes {
         [0xff, 0xd8, 0xff, ..] => return decode_jpeg(bytes, options, into),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes, options)?,
@@ -248,6 +268,17 @@ mod tests {
         let small = png(9, 9, image::ExtendedColorType::L8, &[0; 81]);
         let options = DecodeOptions { max_pixels: 80, ..DecodeOptions::default() };
         assert_eq!(decode(&small, &options), Err(SkipReason::ImageTooLarge));
+    }
+
+    #[test]
+    fn a_large_picture_is_reduced_to_the_longer_side() {
+        let wide = png(40, 20, image::ExtendedColorType::L8, &[200; 800]);
+        let side = |side| DecodeOptions { max_side: Some(side), ..DecodeOptions::default() };
+        let reduced = decode(&wide, &side(10)).unwrap();
+        assert_eq!((reduced.width, reduced.height), (10, 5));
+        assert!(reduced.rgb.iter().all(|&value| value == 200), "grey stays grey");
+        assert_eq!(decode(&wide, &side(40)).unwrap(), decode(&wide, &DecodeOptions::default()).unwrap());
+        assert_eq!(decode(&png(40, 1, image::ExtendedColorType::L8, &[9; 40]), &side(4)).unwrap().height, 1);
     }
 
     #[test]

@@ -53,7 +53,11 @@ impl Transform {
 
     /// How pictures are to be decoded for it.
     pub fn decode_options(&self) -> DecodeOptions {
-        DecodeOptions { alpha: self.config.alpha, max_pixels: self.config.max_pixels }
+        DecodeOptions {
+            alpha: self.config.alpha,
+            max_pixels: self.config.max_pixels,
+            max_side: self.config.max_side,
+        }
     }
 
     /// The picture as evaluation sees it.

@@ -51,7 +51,7 @@ proptest! {
         let index = index(dir.path(), 8);
         let order = Arc::new(Order::in_blocks(seed, &index.shard_sizes(0), per_block));
         // Two epochs come out even: a batch is half of the samples' number or a divisor of it.
-        let global_batch = (3..=index.len()).find(|batch| 2 * index.len() % batch == 0).unwrap();
+        let global_batch = (3..=index.len()).find(|batch| (2 * index.len()).is_multiple_of(*batch)).unwrap();
         let spec = LoaderSpec { order, seed, global_batch, workers, ..spec(Arc::clone(&index)) };
         let batches = 2 * index.len() / global_batch;
         let (first, second) = ((cut * batches as f64) as usize, (other * batches as f64) as usize);

@@ -1,5 +1,4 @@
 //! D7 and D9 of the matrix: any sizes, and many bad samples.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

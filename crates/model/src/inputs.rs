@@ -12,6 +12,21 @@ pub struct TextInput {
 }
 
 impl TextInput {
+    /// Pads `rows` on the right with `pad` to the longest.
+    #[must_use]
+    pub fn padded(rows: &[Vec<i64>], pad: i64) -> Self {
+        let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let shape = [rows.len() as i64, width as i64];
+        let padded = |of: &dyn Fn(&[i64], usize) -> i64| {
+            let flat: Vec<i64> = rows.iter().flat_map(|row| (0..width).map(|i| of(row, i))).collect();
+            Tensor::from_slice(&flat).view(shape)
+        };
+        Self {
+            ids: padded(&|row, i| row.get(i).copied().unwrap_or(pad)),
+            mask: padded(&|row, i| i64::from(i < row.len())),
+        }
+    }
+
     /// The same on another device.
     #[must_use]
     pub fn to_device(&self, device: Device) -> Self {
@@ -46,9 +61,12 @@ impl Clone for TextInput {
     }
 }
 
-/// Texts as a causal language model is trained on them (spec 4.1): the model reads `ids` and is scored on `labels`.
+/// Texts as a language model is trained on them (spec 4.1, 4.2): the model reads the prefix and `ids` and is scored on
+/// `labels`.
 #[derive(Debug)]
 pub struct LmText {
+    /// What is read behind the image and before the text: an encoder's part of a T5's text. `[B, X]`, or no columns.
+    pub prefix: TextInput,
     /// Token ids, right-padded, `[B, T]`, int64.
     pub ids: Tensor,
     /// 1 = token, 0 = padding, `[B, T]`, int64.
@@ -67,20 +85,20 @@ impl LmText {
         let labels = ids.masked_fill(&mask.eq(0), Self::IGNORED);
         let prompt = (prompt_length as i64).min(labels.size()[1]);
         let _ = labels.narrow(1, 0, prompt).fill_(Self::IGNORED);
-        Self { ids, mask, labels }
+        let none = || ids.narrow(1, 0, 0);
+        Self { prefix: TextInput { ids: none(), mask: none() }, ids, mask, labels }
+    }
+
+    /// The same texts, to be said behind `prefix`.
+    #[must_use]
+    pub fn behind(self, prefix: TextInput) -> Self {
+        Self { prefix, ..self }
     }
 
     /// Pads `rows` on the right with `pad` to the longest.
     #[must_use]
     pub fn padded(rows: &[Vec<i64>], prompt_length: usize, pad: i64) -> Self {
-        let width = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let shape = [rows.len() as i64, width as i64];
-        let padded = |of: &dyn Fn(&[i64], usize) -> i64| {
-            let flat: Vec<i64> = rows.iter().flat_map(|row| (0..width).map(|i| of(row, i))).collect();
-            Tensor::from_slice(&flat).view(shape)
-        };
-        let ids = padded(&|row, i| row.get(i).copied().unwrap_or(pad));
-        let mask = padded(&|row, i| i64::from(i < row.len()));
+        let TextInput { ids, mask } = TextInput::padded(rows, pad);
         Self::new(ids, mask, prompt_length)
     }
 
@@ -88,6 +106,7 @@ impl LmText {
     #[must_use]
     pub fn to_device(&self, device: Device) -> Self {
         Self {
+            prefix: self.prefix.to_device(device),
             ids: self.ids.to_device(device),
             mask: self.mask.to_device(device),
             labels: self.labels.to_device(device),
@@ -98,6 +117,7 @@ impl LmText {
 impl Clone for LmText {
     fn clone(&self) -> Self {
         Self {
+            prefix: self.prefix.clone(),
             ids: self.ids.shallow_clone(),
             mask: self.mask.shallow_clone(),
             labels: self.labels.shallow_clone(),

@@ -26,6 +26,11 @@ impl Linear {
         Self { weight: lay_out(weight), bias: bias.map(lay_out) }
     }
 
+    /// Of the weights.
+    pub(crate) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
     /// `x` of any kind, `[.., in]`, to `[.., out]` of the weights' kind.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.to_kind(self.weight.kind()).linear(&self.weight, self.bias.as_ref())

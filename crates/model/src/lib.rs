@@ -26,6 +26,6 @@ pub use language::{LanguageConfig, LanguageModel};
 pub use negatives::{NegativeWeighting, negative_weights};
 pub use qformer::{ImageContext, Packing, Qformer, QformerConfig, TextBranchConfig, init_from_bert};
 pub use stage1::{EncodedImages, ItgWeighting, Stage1, Stage1Config, Stage1Losses, Stage1Trace};
-pub use stage2::{Stage2, Stage2Trace};
+pub use stage2::{Prompt, Stage2, Stage2Trace};
 pub use vision::{VisionConfig, VisionEncoder};
 pub use weights::{Weights, WeightsError};

@@ -3,6 +3,8 @@
 //! Three losses over one set of weights: image-text contrastive (ITC), image-text matching with hard negatives (ITM),
 //! image-grounded text generation (ITG); their sum is minimised.
 
+mod generate;
+
 use collectives::{CommError, ProcessGroup};
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Reduction, Tensor, no_grad};

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Reduction, Tensor, no_grad};
 
-use crate::inputs::{LmText, Stage2Inputs};
-use crate::language::{self, LanguageModel};
+use crate::inputs::{LmText, Stage2Inputs, TextInput};
+use crate::language::{self, GenerateOptions, Generated, LanguageModel, TextStates};
 use crate::qformer::{LayerNorm, Qformer, QformerConfig, layer_norm, linear_of};
 use crate::stage1::IMAGE_LAYER_NORM_EPS;
 
@@ -31,8 +31,19 @@ pub struct Stage2Trace {
     pub query_output: Tensor,
     /// Embedded opening and soft prompt, `[B, O + Q, L]` with L the language model's width.
     pub prompt: Tensor,
-    /// The language model's last states, `[B, O + Q + T, L]`.
+    /// The language model's last states: of a decoder-only model `[B, O + Q + X + T, L]` with X the prefix's columns, of an
+    /// encoder-decoder its decoder's, `[B, T, L]`.
     pub hidden: Tensor,
+}
+
+/// What a picture is described behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// Ids that the language model reads behind the image (T5: with its end of text); may be empty.
+    pub ids: Vec<i64>,
+    /// Ids that the repetition penalty counts beside the generated ones. transformers: a decoder-only model's image
+    /// placeholders and prompt. LAVIS: none. The start of a T5's decoder is counted always.
+    pub said: Vec<i64>,
 }
 
 impl Stage2 {
@@ -57,6 +68,14 @@ impl Stage2 {
         }
     }
 
+    /// With another epsilon in the LayerNorm of the image features: LAVIS's is 1e-5 (the default here), Hugging Face's is
+    /// its `vision_config.layer_norm_eps`.
+    #[must_use]
+    pub fn with_image_norm_eps(mut self, eps: f64) -> Self {
+        self.image_norm.set_eps(eps);
+        self
+    }
+
     /// Mean cross entropy (nats) over this micro-batch's scored tokens, and how many they are.
     pub fn loss(&self, inputs: &Stage2Inputs, train: bool) -> (Tensor, i64) {
         let (loss, tokens, _) = self.forward(inputs, train);
@@ -67,21 +86,24 @@ impl Stage2 {
     pub fn forward(&self, inputs: &Stage2Inputs, train: bool) -> (Tensor, i64, Stage2Trace) {
         let (prompt, image_embeds, query_output) = self.soft_prompt(&inputs.image, train);
         let text = &inputs.text;
-        let before = prompt.size()[1];
-        let words = self.language_model.embed(&text.ids);
-        let embeds = Tensor::cat(&[&prompt, &words], 1); // [B, O + Q + T, L]
-        let ones = text.mask.new_ones([prompt.size()[0], before], (Kind::Int64, text.mask.device()));
-        let mask = Tensor::cat(&[&ones, &text.mask], 1);
-        let hidden = self.language_model.forward(&embeds, &mask, None);
-        // The state before a token predicts it: the last query's the first token of the text. The head, the widest
-        // matrix of all, runs on those states only.
-        let predicting = hidden.narrow(1, before - 1, text.ids.size()[1]).flatten(0, 1);
+        let (before, mask) = self.before(&prompt, &text.prefix);
+        let TextStates { all, predicting } = self.language_model.read(&before, &mask, text);
+        // The head, the widest matrix of all, runs only on the states that predict something.
+        let predicting = predicting.flatten(0, 1);
         let labels = text.labels.reshape([-1]);
         let scored = labels.ne(LmText::IGNORED).nonzero().view([-1]);
         let logits = self.language_model.logits(&predicting.index_select(0, &scored)).to_kind(Kind::Float);
         let targets = labels.index_select(0, &scored);
         let loss = logits.cross_entropy_loss::<Tensor>(&targets, None, Reduction::Mean, LmText::IGNORED, 0.0);
-        (loss, scored.size()[0], Stage2Trace { image_embeds, query_output, prompt, hidden })
+        (loss, scored.size()[0], Stage2Trace { image_embeds, query_output, prompt, hidden: all })
+    }
+
+    /// Soft prompt and words, `[B, O + Q + X, L]`, and which of them are no padding.
+    fn before(&self, prompt: &Tensor, words: &TextInput) -> (Tensor, Tensor) {
+        let [batch, columns, _] = crate::layers::dims(prompt);
+        let ones = words.mask.new_ones([batch, columns], (Kind::Int64, words.mask.device()));
+        let embeds = Tensor::cat(&[prompt, &self.language_model.embed(&words.ids)], 1);
+        (embeds, Tensor::cat(&[&ones, &words.mask], 1))
     }
 
     /// Raw features `[B, P, V]` > what stands before the text, `[B, O + Q, L]`, with the states on the way.
@@ -95,6 +117,27 @@ impl Stage2 {
         (Tensor::cat(&[&opening, &soft], 1), image, queries)
     }
 
+    /// Texts about images (`[B, P, V]`, raw), one prompt each: for each image what the strategy returns, best first.
+    /// `options` are such as [`GenerateOptions::check`] lets pass.
+    #[must_use]
+    pub fn generate(
+        &self,
+        features: &Tensor,
+        prompts: &[Prompt],
+        options: &GenerateOptions,
+    ) -> Vec<Vec<Generated>> {
+        no_grad(|| {
+            let (soft, ..) = self.soft_prompt(features, false);
+            let rows: Vec<Vec<i64>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
+            let words = TextInput::padded(&rows, 0).to_device(soft.device());
+            let (before, mask) = self.before(&soft, &words);
+            let start = self.language_model.decoder_start();
+            let said = |prompt: &Prompt| prompt.said.iter().copied().chain(start).collect();
+            let said: Vec<Vec<i64>> = prompts.iter().map(said).collect();
+            language::generate(&mut self.language_model.begin(&before, &mask), &said, options)
+        })
+    }
+
     /// Greedy captions of images (`[B, P, V]`, raw): new token ids up to the first of `end`, which is not included.
     #[must_use]
     pub fn caption(
@@ -104,15 +147,10 @@ impl Stage2 {
         max_new_tokens: usize,
         end: &[i64],
     ) -> Vec<Vec<i64>> {
-        no_grad(|| {
-            let (soft, ..) = self.soft_prompt(features, false);
-            let batch = soft.size()[0];
-            let ids = Tensor::from_slice(prompt).to_device(soft.device()).unsqueeze(0).repeat([batch, 1]);
-            let words = self.language_model.embed(&ids); // [B, 0, L] without a prompt
-            let embeds = Tensor::cat(&[&soft, &words], 1);
-            let mask = Tensor::ones([batch, embeds.size()[1]], (Kind::Int64, embeds.device()));
-            language::greedy(&self.language_model, &embeds, &mask, max_new_tokens, end)
-        })
+        let prompt = Prompt { ids: prompt.to_vec(), said: Vec::new() };
+        let prompts = vec![prompt; features.size()[0] as usize];
+        let texts = self.generate(features, &prompts, &GenerateOptions::greedy(max_new_tokens, end));
+        texts.into_iter().flatten().map(|text| text.ids).collect()
     }
 
     /// Scores `[N, vocab]` of the language model's states, for comparison with reference cases.

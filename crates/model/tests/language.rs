@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{Case, Tensors, assert_close};
-use model::language::{KvCache, LanguageConfig, LanguageModel, greedy};
+use common::{Case, Tensors, assert_close, forward, greedy};
+use model::language::{KvCache, LanguageConfig, LanguageModel};
 use model::{Weights, WeightsError};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -36,7 +36,7 @@ fn logits_and_the_gradient_of_embeddings_equal_transformers() {
         let (inputs, expected) = (case.tensors("inputs"), case.tensors("expected"));
         let model = open(&case, Kind::Float);
         let embeds = inputs["embeds"].set_requires_grad(true);
-        let hidden = model.forward(&embeds, &inputs["mask"], None);
+        let hidden = forward(&model, &embeds, &inputs["mask"], None);
         let logits = model.logits(&hidden);
         let mask = &inputs["mask"];
         case.assert_close("tensor", name, &tokens(&logits, mask), &tokens(&expected["logits"], mask));
@@ -67,7 +67,7 @@ fn greedy_by_recomputing(model: &LanguageModel, prompt: &Tensor, length: usize) 
     let mut ids = Vec::new();
     for _ in 0..length {
         let mask = Tensor::ones(&text.size()[..2], (Kind::Int64, Device::Cpu));
-        let hidden = model.forward(&text, &mask, None);
+        let hidden = forward(model, &text, &mask, None);
         let next = model.logits(&hidden.select(1, -1)).argmax(-1, false);
         ids.push(next.int64_value(&[0]));
         text = Tensor::cat(&[text, model.embed(&next.unsqueeze(1))], 1);
@@ -107,13 +107,13 @@ fn reading_in_pieces_equals_reading_at_once() {
         let inputs = case.tensors("inputs");
         let model = open(&case, Kind::Float);
         let _no_gradient = tch::no_grad_guard();
-        let whole = model.forward(&inputs["embeds"], &inputs["mask"], None);
+        let whole = forward(&model, &inputs["embeds"], &inputs["mask"], None);
         let mut cache = KvCache::new();
         let mut pieces = Vec::new();
         for (start, length) in [(0, 4), (4, 1), (5, 4)] {
             let embeds = inputs["embeds"].narrow(1, start, length);
             let mask = inputs["mask"].narrow(1, start, length);
-            pieces.push(model.forward(&embeds, &mask, Some(&mut cache)));
+            pieces.push(forward(&model, &embeds, &mask, Some(&mut cache)));
             assert_eq!(cache.len(), start + length);
         }
         let mask = &inputs["mask"];
@@ -130,7 +130,7 @@ fn half_precision_is_as_close_as_transformers_is_and_carries_the_gradient() {
         let (inputs, expected) = (case.tensors("inputs"), case.tensors("expected"));
         let model = open(&case, Kind::BFloat16);
         let embeds = inputs["embeds"].set_requires_grad(true);
-        let logits = model.logits(&model.forward(&embeds, &inputs["mask"], None));
+        let logits = model.logits(&forward(&model, &embeds, &inputs["mask"], None));
         assert_eq!(logits.kind(), Kind::Float);
         let mask = &inputs["mask"];
         let relative_error =
@@ -178,7 +178,7 @@ fn opt_equals_lavis_in_stage_2() {
         let text = model.embed(&inputs["input_ids"]);
         let mask = &expected["full_attention_mask"];
         let queries = expected["inputs_llm"].set_requires_grad(true);
-        let hidden = model.forward(&Tensor::cat(&[&queries, &text], 1), mask, None);
+        let hidden = forward(&model, &Tensor::cat(&[&queries, &text], 1), mask, None);
         let logits = model.logits(&hidden);
         case.assert_close("tensor", name, &tokens(&logits, mask), &tokens(&expected["logits"], mask));
         let shifted = logits.narrow(1, 0, logits.size()[1] - 1).flatten(0, 1);

@@ -6,9 +6,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{assert_close, read_tensors};
+use common::{assert_close, forward, greedy, read_tensors};
 use model::Weights;
-use model::language::{LanguageConfig, LanguageModel, greedy};
+use model::language::{LanguageConfig, LanguageModel};
 use model::vision::{VisionConfig, VisionEncoder, VitConfig};
 use tch::{Device, Kind, Tensor};
 
@@ -53,7 +53,7 @@ fn smollm2_reads_english_as_transformers_does() {
     for (kind, tolerance) in [(Kind::Float, 1e-4), (Kind::BFloat16, 0.03)] {
         let model = smollm2(kind);
         let ids = Tensor::from_slice(&TEXT).unsqueeze(0);
-        let logits = model.logits(&model.forward(&model.embed(&ids), &ids.ones_like(), None));
+        let logits = model.logits(&forward(&model, &model.embed(&ids), &ids.ones_like(), None));
         let loss = logits.get(0).narrow(0, 0, 29).cross_entropy_for_logits(&ids.get(0).narrow(0, 1, 29));
         assert_close("loss", &loss, &Tensor::from(3.102_580_3f32), tolerance, 0.0);
     }

@@ -10,7 +10,14 @@ use crate::error::TrainError;
 use crate::plan::{Plan, StagePlan};
 
 /// Keys of `data` that say how fast, not what: they may change at any time.
-const HOW_FAST: [&[&str]; 4] = [&["workers"], &["licences"], &["features", "dir"], &["features", "batch"]];
+const HOW_FAST: [&[&str]; 6] = [
+    &["workers"],
+    &["licences"],
+    &["features", "dir"],
+    &["features", "batch"],
+    &["source", "shards_ahead"],
+    &["source", "cache"],
+];
 
 /// The part of `model` that belongs to stage 2.
 const LANGUAGE: &str = "model.language";

@@ -80,8 +80,15 @@ pub enum ComputeDtype {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Shards of the training split: files, folders or brace patterns.
+    /// Shards of the training split, as one set: files, folders, brace patterns or URLs.
+    #[serde(default)]
     pub train: Vec<String>,
+    /// Several sets in place of `train`, their order, and where copies of remote shards go: for pictures that stream.
+    #[serde(default)]
+    pub source: data::source::SourceConfig,
+    /// Of a list of captions only the first so many are drawn from; none: all of them (pictures that stream).
+    #[serde(default)]
+    pub first_captions: Option<usize>,
     /// The run ends (exit 93) when more than this share of the samples cannot be used.
     #[serde(default = "default_skipped_ratio")]
     pub max_skipped_ratio: f64,

@@ -153,14 +153,19 @@ pub(crate) fn lavis_copies<'a>(
     COPIES.iter().filter(move |[_, of]| has(of)).map(|[copy, of]| (*copy, *of))
 }
 
-/// What LAVIS's runner would write into a checkpoint of a stage with these trainable parameters of ours (sorted): no frozen
-/// parameter, but the buffer, and every tied copy, even of a frozen one. `None` when a name is not ours.
+/// What LAVIS's runner would write into a checkpoint of a stage with these trainable parameters of ours (sorted), a stage 2
+/// on a language model of `family`: no frozen parameter, but the buffer, and every tied copy, even of a frozen one. `None`
+/// when a name is not ours.
 #[must_use]
-pub fn lavis_checkpoint_keys<'a>(ours: impl IntoIterator<Item = &'a String>) -> Option<Vec<String>> {
-    let mut keys: Vec<String> = ours.into_iter().map(|name| to_lavis(name)).collect::<Option<_>>()?;
+pub(crate) fn lavis_checkpoint_keys<'a>(
+    ours: impl IntoIterator<Item = &'a String>,
+    family: LanguageFamily,
+) -> Option<Vec<String>> {
+    let named = ours.into_iter().map(|name| to_lavis_beside(name, family));
+    let mut keys: Vec<String> = named.collect::<Option<_>>()?;
     let has = |name: &str| keys.iter().any(|key| key == name);
-    let is_there =
-        |[copy, of]: &&[&str; 2]| has(of) || (copy.starts_with("opt_model.") && has("opt_proj.weight"));
+    let is_stage2 = has(&format!("{}.weight", family.projection()));
+    let is_there = |[copy, of]: &&[&str; 2]| has(of) || (is_stage2 && copy.starts_with(family.prefix()));
     let copies: Vec<&str> = COPIES.iter().filter(is_there).map(|[copy, _]| *copy).collect();
     keys.extend(copies.into_iter().chain([BUFFER]).map(str::to_owned));
     keys.sort();
@@ -232,16 +237,16 @@ mod tests {
     #[test]
     fn a_checkpoint_of_lavis_holds_copies_and_the_buffer() {
         let ours = ["temperature".to_owned(), "cls.predictions.bias".to_owned()];
-        let keys = lavis_checkpoint_keys(&ours);
+        let keys = lavis_checkpoint_keys(&ours, LanguageFamily::Opt);
         let expected =
             [BUFFER, "Qformer.cls.predictions.bias", "Qformer.cls.predictions.decoder.bias", "temp"]
                 .map(str::to_owned);
         assert_eq!(keys, Some(expected.to_vec()));
-        let stage2 = lavis_checkpoint_keys(&["language_projection.weight".to_owned()]);
+        let stage2 = lavis_checkpoint_keys(&["language_projection.weight".to_owned()], LanguageFamily::Opt);
         assert_eq!(
             stage2,
             Some([BUFFER, "opt_model.lm_head.weight", "opt_proj.weight"].map(str::to_owned).to_vec())
         );
-        assert_eq!(lavis_checkpoint_keys(&["qformer.x".to_owned()]), None);
+        assert_eq!(lavis_checkpoint_keys(&["qformer.x".to_owned()], LanguageFamily::Opt), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Which pairs meet in which step, turned into tensors: a pure function of (seed, step, rank).
 
-use data::{Counters, Order, Rng, Stream, rank_slice};
+use data::{Counters, Drawn, Order, Rng, Stream, rank_slice};
 use tch::{Device, Tensor};
 
 use crate::corpus::Corpus;
@@ -60,6 +60,15 @@ impl PairSource<'_> {
             (_, Image::Features(features)) => features.shallow_clone(),
             (Self::Streamed(streamed), Image::Pixels(pixels)) => streamed.encode(pixels),
             (Self::Cached(_), Image::Pixels(_)) => unreachable!("a cache gives features"),
+        }
+    }
+
+    /// Samples and passes of each set of a stream before `position` of the phase.
+    #[must_use]
+    pub fn drawn(&self, position: u64) -> Vec<Drawn> {
+        match self {
+            Self::Cached(_) => Vec::new(),
+            Self::Streamed(streamed) => streamed.drawn(position),
         }
     }
 

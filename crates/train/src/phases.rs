@@ -120,7 +120,7 @@ impl Run {
         let train = match cached {
             Some(corpus) => TrainingSet::Cached(corpus),
             None => {
-                let set = StreamedSet::open(&config.data.train, encoder, session.group.as_ref())?;
+                let set = StreamedSet::open(&config.data, encoder, session.group.as_ref())?;
                 TrainingSet::Streamed(set)
             }
         };
@@ -167,7 +167,14 @@ impl Run {
         trainer.run()?;
         let state = trainer.state.clone();
         let skipped = trainer.pairs.skipped().cloned();
+        let drawn = trainer.pairs.drawn(state.pairs_seen);
         drop(trainer);
+        for (set, drawn) in config.data.source.sets.iter().zip(drawn) {
+            let shards = set.shards.join(", ");
+            self.session
+                .metrics
+                .line(&format!("{shards}: {} samples drawn, {:.2} epochs", drawn.samples, drawn.epochs));
+        }
         if let Some(skipped) = skipped.filter(|skipped| skipped.total() > 0) {
             let (count, worst) = (skipped.total(), skipped.worst(5));
             self.session.metrics.warn(format!("{count} of {} samples left out: {worst}", skipped.seen));

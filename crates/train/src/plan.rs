@@ -230,6 +230,11 @@ fn check(config: &Config) -> Result<(), String> {
     let rules = [
         ((0.0..=1.0).contains(&data.max_skipped_ratio), "data.max_skipped_ratio must be 0 to 1"),
         (data.max_text_tokens >= 3, "data.max_text_tokens must be at least 3: [CLS], a word piece, [SEP]"),
+        (data.train.is_empty() != data.source.sets.is_empty(), "data needs either train or source.sets"),
+        (
+            cached.is_none() || data.source == data::source::SourceConfig::default(),
+            "data.source is for pictures that stream: leave out [data.features], or name one set by data.train",
+        ),
         (cached.is_none_or(|features| features.batch > 0), "data.features.batch must be at least 1"),
         (
             cached.is_some() || !data.group_by_caption,

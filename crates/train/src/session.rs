@@ -4,7 +4,7 @@ use std::path::Path;
 
 use checkpoint::RunLock;
 use collectives::ProcessGroup;
-use launch::{ProgressPage, StopFlag, World, WorkerPhase};
+use launch::{ProgressPage, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
 
 use crate::changes;

@@ -1,10 +1,10 @@
 //! Pairs out of shards whose pictures are too many to keep features of: decoded ahead by threads, encoded in each step.
 
-use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use collectives::ProcessGroup;
-use data::{Batch, Counters, Index, Loader, LoaderSpec, Order, TextPolicy};
+use data::{Batch, Counters, Drawn, Index, Loader, LoaderSpec, Order, TextPolicy};
 use tch::Tensor;
 
 use crate::agree::same;
@@ -15,9 +15,12 @@ use crate::pairs::{Draws, Image, MicroBatch};
 use crate::plan::StagePlan;
 use crate::state::TrainState;
 
-/// A training set and the encoder that sees it.
+/// Where copies of remote shards go unless `data.source.cache.dir` says it.
+const SHARD_CACHE: &str = "data/shard_cache";
+
+/// The training sets and the encoder that sees them.
 pub struct StreamedSet {
-    /// Its samples.
+    /// Their samples.
     pub index: Arc<Index>,
     /// Frozen.
     pub encoder: Encoder,
@@ -26,6 +29,7 @@ pub struct StreamedSet {
 /// One rank's stream.
 pub struct Streamed<'a> {
     loader: Loader,
+    order: Arc<Order>,
     encoder: &'a Encoder,
     draws: Draws<'a>,
 }
@@ -34,23 +38,23 @@ impl StreamedSet {
     /// Opens the shards; all ranks must see the same.
     ///
     /// # Errors
-    /// [`TrainError::Data`] for shards that cannot be used, [`TrainError::Config`] where ranks see other ones, a lost peer.
-    pub fn open(patterns: &[String], encoder: Encoder, group: &dyn ProcessGroup) -> Result<Self, TrainError> {
-        let index = Arc::new(Index::open(patterns)?);
-        let digest = blake3::hash(index.digest().to_string().as_bytes());
+    /// [`TrainError::Data`] for shards that cannot be used, [`TrainError::Read`] where ranks see other ones, a lost peer.
+    pub fn open(config: &DataConfig, encoder: Encoder, group: &dyn ProcessGroup) -> Result<Self, TrainError> {
+        let index = Arc::new(config.source.open(&config.train, Some(Path::new(SHARD_CACHE)))?);
+        let digest = blake3::hash(index.digest().as_bytes());
         let own: Vec<i64> = digest.as_bytes().iter().take(8).map(|&byte| i64::from(byte)).collect();
         if same(group, &own)? {
             return Ok(Self { index, encoder });
         }
         let detail =
             format!("rank {} sees other samples than other ranks do: all need the same files", group.rank());
-        Err(TrainError::Read { path: patterns.join(", ").into(), source: std::io::Error::other(detail) })
+        Err(TrainError::Read { path: "data.train".into(), source: std::io::Error::other(detail) })
     }
 
     /// The stream of one phase from where `state` stands, in an order that `order_seed` names.
     ///
     /// # Errors
-    /// [`TrainError::Data`] when no thread can be started.
+    /// [`TrainError::Data`] for a mixture that cannot be, or that ends before the phase does.
     pub fn start<'a>(
         &'a self,
         config: &DataConfig,
@@ -59,28 +63,38 @@ impl StreamedSet {
         (plan, state): (&StagePlan, &TrainState),
         draws: Draws<'a>,
     ) -> Result<Streamed<'a>, TrainError> {
+        let order = Arc::new(self.order(config, order_seed, plan)?);
         let spec = LoaderSpec {
-            index: Arc::clone(&self.index),
-            order: Arc::new(Order::new(order_seed, self.index.len())),
-            seed: draws.seed,
             transform: Some(Arc::clone(&self.encoder.transform)),
-            num_views: None,
             text: text.clone(),
-            first_captions: None,
-            max_words: data::MAX_WORDS,
-            // The hub tokenises: stage 2 reads other tokens than stage 1.
-            tokenizer: None,
-            max_text_len: config.max_text_tokens,
-            unusable: Arc::new(BTreeSet::new()),
+            first_captions: config.first_captions,
             rank: draws.rank,
             world_size: draws.world_size,
             global_batch: plan.contrast_batch,
             start_position: state.pairs_seen,
             workers: config.workers,
-            shards_ahead: 0,
+            shards_ahead: config.source.shards_ahead(),
             max_skipped_ratio: config.max_skipped_ratio,
+            // The hub tokenises: stage 2 reads other tokens than stage 1.
+            ..LoaderSpec::new(Arc::clone(&self.index), Arc::clone(&order), draws.seed)
         };
-        Ok(Streamed { loader: Loader::start(spec)?, encoder: &self.encoder, draws })
+        Ok(Streamed { loader: Loader::start(spec)?, order, encoder: &self.encoder, draws })
+    }
+
+    fn order(&self, config: &DataConfig, seed: u64, plan: &StagePlan) -> Result<Order, TrainError> {
+        let order = config.source.order(seed, &self.index, plan.contrast_batch)?;
+        let wanted = plan.steps * plan.global_batch as u64;
+        match order.end() {
+            Some(end) if end < wanted => Err(data::DataError::Config {
+                key: "data.source.sets".into(),
+                problem: format!(
+                    "hold {end} samples in their epochs, {} needs {wanted}; raise epochs, or leave it out of one set",
+                    plan.phase.name()
+                ),
+            }
+            .into()),
+            _ => Ok(order),
+        }
     }
 }
 
@@ -104,6 +118,11 @@ impl Streamed<'_> {
     /// Raw features `[B, P, V]` of `pixels` `[B, 3, S, S]`.
     pub fn encode(&self, pixels: &Tensor) -> Tensor {
         tch::no_grad(|| self.encoder.vision.forward(pixels))
+    }
+
+    /// What was drawn of each set before `position`: samples, and passes over the set.
+    pub fn drawn(&self, position: u64) -> Vec<Drawn> {
+        self.order.drawn(position)
     }
 
     /// Samples left out so far.

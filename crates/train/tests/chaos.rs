@@ -10,7 +10,10 @@ use clap::Parser;
 use common::{Chaos, Scenario, Trial};
 
 #[derive(Parser)]
-#[command(name = "chaos", about = "disturb a tiny run again and again and compare it with one that nobody disturbed")]
+#[command(
+    name = "chaos",
+    about = "disturb a tiny run again and again and compare it with one that nobody disturbed"
+)]
 struct Arguments {
     /// p1: kill -9 of a rank; p3: of the launcher; p4: SIGSTOP of a rank; p5: a stop signal.
     #[arg(long)]
@@ -59,7 +62,10 @@ fn summary(scenario: &str, seed: u64, trials: &[Trial], json: bool) -> ExitCode 
         seconds.get(place.saturating_sub(1)).copied().unwrap_or(0.0)
     };
     let (p50, p99) = (quantile(0.5), quantile(0.99));
-    println!("{exact} passed, {} failed; {recovered} of {n} recovered, p50 {p50:.2} s, p99 {p99:.2} s", n - exact);
+    println!(
+        "{exact} passed, {} failed; {recovered} of {n} recovered, p50 {p50:.2} s, p99 {p99:.2} s",
+        n - exact
+    );
     if json {
         let figures = serde_json::json!({
             "scenario": scenario, "seed": seed, "n": n, "recovered": recovered, "exact": exact, "p50_s": p50, "p99_s": p99,

@@ -35,9 +35,31 @@ def compare(name, theirs, ours):
         sys.exit(f"{name} differ by more than {LIMIT}")
 
 
+def check_processor(folder, config, text):
+    """Pictures and a text as transformers prepares them for this model."""
+    try:
+        from PIL import Image
+        from transformers import Blip2Processor
+
+        processor = Blip2Processor.from_pretrained(folder)
+    except ImportError as missing:
+        print(f"processor not tried: {missing}")
+        return
+    made = processor(images=Image.new("RGB", (40, 30), "red"), text=text, return_tensors="pt")
+    side = config.vision_config.image_size
+    if made["pixel_values"].shape != (1, 3, side, side):
+        sys.exit(f"the processor makes {made['pixel_values'].shape} of a picture")
+    places = (made["input_ids"] == config.image_token_index).sum().item() if config.image_token_index else 0
+    wanted = config.num_query_tokens if config.image_token_index else 0
+    print(f"processor: {made['input_ids'].tolist()}")
+    if places != wanted:
+        sys.exit(f"the processor makes {places} places for an image, {wanted} are needed")
+
+
 def check_stage2(folder, case):
     model = load(Blip2ForConditionalGeneration, folder)
     config = model.config
+    check_processor(folder, config, "a picture of")
     images = torch.full((len(case["pixel_values"]), config.num_query_tokens), config.image_token_index)
     prompt = torch.cat([images, case["prompt_ids"].expand(len(images), -1)], 1)
     ids = torch.cat([images, case["text_ids"]], 1)
@@ -63,6 +85,7 @@ def check_stage2(folder, case):
 
 def check_stage1(folder, case):
     model = load(Blip2ForImageTextRetrieval, folder)
+    check_processor(folder, model.config, "a picture")
     inputs = {
         "pixel_values": case["pixel_values"],
         "input_ids": case["text_ids"],

@@ -153,6 +153,27 @@ fn the_hugging_face_form_is_transformers_own() {
 }
 
 #[test]
+fn sizes_that_a_config_leaves_out_are_transformers_defaults() {
+    // the hub's configs say only what differs from the defaults; these sizes differ, so leaving one out must show
+    let place = Place::new();
+    let folder = place.path("hf");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(golden("convert_opt").join("weights.safetensors"), folder.join("model.safetensors")).unwrap();
+    let mut config = json_of(&golden("convert_opt").join("config.json"));
+    for key in ["pad_token_id", "do_layer_norm_before", "word_embed_proj_dim", "tie_word_embeddings"] {
+        config["text_config"].as_object_mut().unwrap().remove(key).unwrap();
+    }
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    import(&folder, &place.path("ours"), None, &quiet).unwrap();
+    let language = json_of(&place.path("ours/language/config.json"));
+    assert_eq!((&language["pad_token_id"], &language["tie_word_embeddings"]), (&json!(1), &json!(true)));
+    config["text_config"].as_object_mut().unwrap().remove("ffn_dim").unwrap();
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let error = import(&folder, &place.path("other"), None, &quiet).unwrap_err().to_string();
+    assert!(error.contains("layers.0.fc1.weight is [112, 52], wanted [3072, 52]"), "{error}");
+}
+
+#[test]
 fn what_transformers_has_no_place_for_lies_beside() {
     let place = Place::new();
     let original = weights("stage1_eva");

@@ -44,7 +44,8 @@ fn every_engine_trains_what_the_launcher_trains() {
     let world = TinyWorld::new();
     world.run("launched").done();
     let launched = course(&world.path("launched"));
-    let meeting = |port: &str| vec![("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_owned())];
+    let meeting =
+        |port: &str| vec![("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_owned())];
     let port = free_port();
     let torchrun = |rank: usize| {
         let mut variables = meeting(&port);

@@ -29,7 +29,11 @@ fn a_stop_in_any_window_ends_with_75_and_changes_nothing() {
         running.signal(signal);
         let ended = running.end();
         assert_eq!(ended.code, Some(75), "{signal} in window {window}: {}", ended.stderr);
-        assert!(asked.elapsed() < Duration::from_secs(5), "{signal} in window {window}: {:?}", asked.elapsed());
+        assert!(
+            asked.elapsed() < Duration::from_secs(5),
+            "{signal} in window {window}: {:?}",
+            asked.elapsed()
+        );
         launch.done();
         course(&world.path(&run)).assert_same(&expected, &run);
     }

@@ -43,6 +43,9 @@ pub struct TransformConfig {
     pub alpha: Alpha,
     /// Pictures with more pixels than this are refused from their header.
     pub max_pixels: u64,
+    /// Pictures with more pixels along their longer side are reduced to it first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_side: Option<usize>,
     /// Mean per channel, of values in 0..=1 (CLIP's).
     pub mean: [f32; 3],
     /// Standard deviation per channel (CLIP's).
@@ -76,6 +79,7 @@ impl Default for TransformConfig {
             fit: Fit::Squash,
             alpha: Alpha::Drop,
             max_pixels: DecodeOptions::default().max_pixels,
+            max_side: None,
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
             std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
             random_resized_crop: CropConfig::default(),
@@ -98,9 +102,10 @@ impl TransformConfig {
     /// Refuses values that no transform can be made from; the error names the key.
     pub fn check(&self) -> Result<(), DataError> {
         let crop = &self.random_resized_crop;
-        let rules: [Rule; 8] = [
+        let rules: [Rule; 9] = [
             ((1..=4096).contains(&self.image_size), "image_size", "must be 1 to 4096"),
             (self.max_pixels > 0, "max_pixels", "must not be 0"),
+            (self.max_side != Some(0), "max_side", "must not be 0"),
             (self.mean.iter().all(|mean| mean.is_finite()), "mean", "must be finite"),
             (self.std.iter().all(|std| *std > 0.0 && std.is_finite()), "std", "must be above 0"),
             (

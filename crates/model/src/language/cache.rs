@@ -4,11 +4,52 @@ use tch::{Kind, Tensor};
 
 use crate::layers::dims;
 
+/// Keys and values of every layer, `[B, H, S, K]` each.
+#[derive(Debug, Default)]
+pub(super) struct LayerCache(Vec<(Tensor, Tensor)>);
+
+impl LayerCache {
+    /// Starts with these, one pair for each layer.
+    pub(super) fn new(layers: Vec<(Tensor, Tensor)>) -> Self {
+        Self(layers)
+    }
+
+    /// S, columns so far.
+    pub(super) fn columns(&self) -> i64 {
+        self.0.first().map_or(0, |(keys, _)| keys.size()[2])
+    }
+
+    /// Those of one layer.
+    pub(super) fn of(&self, layer: usize) -> (&Tensor, &Tensor) {
+        (&self.0[layer].0, &self.0[layer].1)
+    }
+
+    /// Forgets every row but `rows`, in their order.
+    pub(super) fn keep_rows(&mut self, rows: &Tensor) {
+        for (key, value) in &mut self.0 {
+            *key = key.index_select(0, rows);
+            *value = value.index_select(0, rows);
+        }
+    }
+
+    /// Adds a layer's new keys and values; returns all of them.
+    pub(super) fn append(&mut self, layer: usize, key: &Tensor, value: &Tensor) -> (Tensor, Tensor) {
+        match self.0.get_mut(layer) {
+            Some((keys, values)) => {
+                *keys = Tensor::cat(&[&*keys, key], 2);
+                *values = Tensor::cat(&[&*values, value], 2);
+            }
+            None => self.0.push((key.shallow_clone(), value.shallow_clone())),
+        }
+        let (keys, values) = self.of(layer);
+        (keys.shallow_clone(), values.shallow_clone())
+    }
+}
+
 /// What a language model remembers of a batch between two forwards.
 #[derive(Debug, Default)]
 pub struct KvCache {
-    /// One pair for each layer, `[B, H, S, K]`.
-    layers: Vec<(Tensor, Tensor)>,
+    layers: LayerCache,
     /// `[B, S]`, true = token.
     mask: Option<Tensor>,
 }
@@ -32,26 +73,10 @@ impl KvCache {
         self.mask.is_none()
     }
 
-    /// Forgets every row but `rows` (`[n]`, integers), in their order.
+    /// Forgets every row but `rows` (`[n]`, integers, which may repeat), in their order.
     pub fn keep_rows(&mut self, rows: &Tensor) {
-        for (key, value) in &mut self.layers {
-            *key = key.index_select(0, rows);
-            *value = value.index_select(0, rows);
-        }
+        self.layers.keep_rows(rows);
         self.mask = self.mask.take().map(|mask| mask.index_select(0, rows));
-    }
-
-    /// Adds a layer's new keys and values; returns all of them.
-    fn append(&mut self, layer: usize, key: &Tensor, value: &Tensor) -> (Tensor, Tensor) {
-        match self.layers.get_mut(layer) {
-            Some((keys, values)) => {
-                *keys = Tensor::cat(&[&*keys, key], 2);
-                *values = Tensor::cat(&[&*values, value], 2);
-            }
-            None => self.layers.push((key.shallow_clone(), value.shallow_clone())),
-        }
-        let (keys, values) = &self.layers[layer];
-        (keys.shallow_clone(), values.shallow_clone())
     }
 }
 
@@ -122,7 +147,7 @@ impl<'a> Reading<'a> {
     /// All keys and values that a layer's queries may see.
     pub(super) fn remember(&mut self, layer: usize, key: Tensor, value: Tensor) -> (Tensor, Tensor) {
         match self.cache.as_mut() {
-            Some(cache) => cache.append(layer, &key, &value),
+            Some(cache) => cache.layers.append(layer, &key, &value),
             None => (key, value),
         }
     }

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::t5::T5Config;
+
 /// Which language model, with its sizes. The set is closed: a new one is a file in this folder.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LanguageConfig {
@@ -10,6 +12,8 @@ pub enum LanguageConfig {
     Opt(OptConfig),
     /// Llama (Touvron et al. 2023) and what is built like it, e.g. SmolLM2.
     Llama(LlamaConfig),
+    /// T5 (Raffel et al. 2020) and Flan-T5.
+    T5(T5Config),
 }
 
 /// `OPTConfig`; fields and defaults are transformers'.
@@ -75,7 +79,7 @@ pub enum ConfigError {
 }
 
 impl LanguageConfig {
-    /// Reads `config.json` of an OPT or Llama; of a whole BLIP-2 it reads `text_config`.
+    /// Reads `config.json` of an OPT, Llama or T5; of a whole BLIP-2 it reads `text_config`.
     ///
     /// # Errors
     /// [`ConfigError`] for text that is no such file, and for variants whose numbers we would get wrong.
@@ -100,7 +104,8 @@ impl LanguageConfig {
                 move_rope_parameters(&mut value)?;
                 Ok(Self::Llama(serde_json::from_value(value)?))
             }
-            _ => Err(unsupported("model_type", &value["model_type"], "opt, llama")),
+            Some("t5") => Ok(Self::T5(T5Config::from_value(value)?)),
+            _ => Err(unsupported("model_type", &value["model_type"], "opt, llama, t5")),
         }
     }
 
@@ -110,6 +115,7 @@ impl LanguageConfig {
         match self {
             Self::Opt(opt) => opt.embedding_size(),
             Self::Llama(llama) => llama.hidden_size,
+            Self::T5(t5) => t5.d_model,
         }
     }
 
@@ -119,7 +125,14 @@ impl LanguageConfig {
         match self {
             Self::Opt(opt) => opt.vocab_size,
             Self::Llama(llama) => llama.vocab_size,
+            Self::T5(t5) => t5.vocab_size,
         }
+    }
+
+    /// Whether the model reads a prefix in an encoder, and is trained to say the rest (T5).
+    #[must_use]
+    pub fn is_encoder_decoder(&self) -> bool {
+        matches!(self, Self::T5(_))
     }
 }
 
@@ -160,7 +173,7 @@ fn refuse_unless(
     if found.is_null() || allowed.contains(found) { Ok(()) } else { Err(unsupported(key, found, supported)) }
 }
 
-fn unsupported(key: &'static str, value: &Value, supported: &'static str) -> ConfigError {
+pub(super) fn unsupported(key: &'static str, value: &Value, supported: &'static str) -> ConfigError {
     ConfigError::Unsupported { key, value: value.to_string(), supported }
 }
 
@@ -210,7 +223,7 @@ mod tests {
         for (from, to, key) in [
             (r#""rope_scaling": null"#, r#""rope_scaling": {"rope_type": "llama3"}"#, "rope_scaling"),
             (r#""rms_norm_eps": 1e-5"#, r#""attention_bias": true"#, "attention_bias"),
-            (r#""model_type": "llama""#, r#""model_type": "t5""#, "model_type"),
+            (r#""model_type": "llama""#, r#""model_type": "gpt2""#, "model_type"),
             (r#""rope_theta": 100000"#, r#""rope_parameters": {"rope_type": "yarn"}"#, "rope_type"),
         ] {
             let error = LanguageConfig::from_hf_json(&LLAMA.replace(from, to)).unwrap_err().to_string();

@@ -136,7 +136,7 @@ impl Layer {
 }
 
 /// Layers that read the same normed input, as one, with the norm's gain in their columns.
-fn normed_linear(scope: &mut Scope<'_>, norm: &str, parts: &[(&str, i64)], width: i64) -> Linear {
+pub(super) fn normed_linear(scope: &mut Scope<'_>, norm: &str, parts: &[(&str, i64)], width: i64) -> Linear {
     let gain = scope.at(norm).take_f32("weight", &[width]);
     let weights: Vec<Tensor> =
         parts.iter().map(|(name, outputs)| scope.at(name).take_f32("weight", &[*outputs, width])).collect();
@@ -144,7 +144,7 @@ fn normed_linear(scope: &mut Scope<'_>, norm: &str, parts: &[(&str, i64)], width
 }
 
 /// Zhang and Sennrich 2019, without the gain; `[.., D]` single precision to the same.
-fn rms_normalised(x: &Tensor, eps: f64) -> Tensor {
+pub(super) fn rms_normalised(x: &Tensor, eps: f64) -> Tensor {
     let mean_square = x.square().mean_dim(-1, true, Kind::Float);
     x * (mean_square + eps).rsqrt()
 }

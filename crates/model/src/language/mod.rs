@@ -2,39 +2,91 @@
 
 mod cache;
 mod config;
+mod continuation;
 mod generate;
 mod llama;
 mod opt;
+mod t5;
 
 use tch::{Device, Kind, Tensor};
 
 pub use cache::KvCache;
 pub use config::{ConfigError, LanguageConfig, LlamaConfig, OptConfig};
-pub use generate::greedy;
+pub use continuation::Continuation;
+pub use generate::{
+    Beams, Decoder, EarlyStopping, GenerateOptions, Generated, Nucleus, OptionsError, Strategy, generate,
+};
 pub use llama::Llama;
 pub use opt::Opt;
+pub use t5::{Activation, T5, T5Cache, T5Config};
 
+use crate::inputs::LmText;
+use crate::layers::dims;
 use crate::weights::{Scope, Weights};
 
-/// A frozen decoder-only language model with its weights.
+/// A frozen language model with its weights.
 #[derive(Debug)]
 pub enum LanguageModel {
+    /// One stack of layers that reads and continues.
+    Causal(CausalModel),
+    /// An encoder that reads, a decoder that continues.
+    T5(T5),
+}
+
+/// A frozen decoder-only language model.
+#[derive(Debug)]
+pub enum CausalModel {
     /// OPT.
     Opt(Opt),
     /// Llama and what is built like it.
     Llama(Llama),
 }
 
+/// States of a forward over something that is read and the text behind it.
+#[derive(Debug)]
+pub struct TextStates {
+    /// Everything that the model computed behind its last norm: of a decoder-only model `[B, S + T, H]`, of an
+    /// encoder-decoder its decoder's `[B, T, H]`.
+    pub all: Tensor,
+    /// `[B, T, H]`: the state that predicts each token of the text.
+    pub predicting: Tensor,
+}
+
+impl CausalModel {
+    /// `embeds` `[B, T, H]` and their `mask` `[B, T]` (1 = token, 0 = padding, on either side) to hidden states
+    /// `[B, T, H]` behind the last norm, single precision. Padding comes out as zeros, and costs no matrix product.
+    ///
+    /// With a `cache` the embeddings continue what it remembers, and are remembered; `mask` is of the new ones only.
+    pub fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
+        match self {
+            Self::Opt(opt) => opt.forward(embeds, mask, cache),
+            Self::Llama(llama) => llama.forward(embeds, mask, cache),
+        }
+    }
+
+    fn vocabulary(&self) -> &Vocabulary {
+        match self {
+            Self::Opt(opt) => &opt.vocabulary,
+            Self::Llama(llama) => &llama.vocabulary,
+        }
+    }
+}
+
 impl LanguageModel {
     /// Takes the model's tensors out of `weights`, under Hugging Face's names, alone or inside a BLIP-2
-    /// (`language_model.`; LAVIS: `opt_model.`, `llm_model.`). Matrix products will run in `kind`; norms, softmax and
-    /// the residual stream are single precision. What is missing is told by [`Weights::finish`].
+    /// (`language_model.`; LAVIS: `opt_model.`, `t5_model.`, `llm_model.`). Matrix products will run in `kind`; norms,
+    /// softmax and the residual stream are single precision. What is missing is told by [`Weights::finish`].
     #[must_use]
     pub fn new(config: &LanguageConfig, weights: &mut Weights, kind: Kind, device: Device) -> Self {
         let _frozen = tch::no_grad_guard();
         match config {
-            LanguageConfig::Opt(config) => Self::Opt(Opt::new(config, weights, kind, device)),
-            LanguageConfig::Llama(config) => Self::Llama(Llama::new(config, weights, kind, device)),
+            LanguageConfig::Opt(config) => {
+                Self::Causal(CausalModel::Opt(Opt::new(config, weights, kind, device)))
+            }
+            LanguageConfig::Llama(config) => {
+                Self::Causal(CausalModel::Llama(Llama::new(config, weights, kind, device)))
+            }
+            LanguageConfig::T5(config) => Self::T5(T5::new(config, weights, kind, device)),
         }
     }
 
@@ -52,7 +104,7 @@ impl LanguageModel {
 
     /// Embeddings of token ids: `[B, T]` to `[B, T, H]`, single precision.
     pub fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.vocabulary().table, ids, -1, false, false).to_kind(Kind::Float)
+        self.vocabulary().embed(ids)
     }
 
     /// Root mean square of the elements of all token embeddings: how large this model's words are.
@@ -62,14 +114,32 @@ impl LanguageModel {
         table.to_kind(Kind::Float).square().mean(Kind::Float).sqrt().double_value(&[])
     }
 
-    /// `embeds` `[B, T, H]` and their `mask` `[B, T]` (1 = token, 0 = padding, on either side) to hidden states
-    /// `[B, T, H]` behind the last norm, single precision. Padding comes out as zeros, and costs no matrix product.
-    ///
-    /// With a `cache` the embeddings continue what it remembers, and are remembered; `mask` is of the new ones only.
-    pub fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
+    /// Reads `before` `[B, S, H]` (`mask` `[B, S]`, 1 = token) and then the text, whose every token is predicted from what
+    /// stands before it.
+    pub fn read(&self, before: &Tensor, mask: &Tensor, text: &LmText) -> TextStates {
         match self {
-            Self::Opt(opt) => opt.forward(embeds, mask, cache),
-            Self::Llama(llama) => llama.forward(embeds, mask, cache),
+            Self::Causal(causal) => {
+                let embeds = Tensor::cat(&[before, &self.embed(&text.ids)], 1);
+                let all = causal.forward(&embeds, &Tensor::cat(&[mask, &text.mask], 1), None);
+                let [_, columns, _] = dims(before);
+                let first = last_tokens(&all.narrow(1, 0, columns), mask).unsqueeze(1);
+                let rest = all.narrow(1, columns, text.ids.size()[1] - 1);
+                TextStates { predicting: Tensor::cat(&[first, rest], 1), all }
+            }
+            Self::T5(t5) => {
+                let mut cache = t5.encode(before, mask);
+                let all = t5.decode(&t5.shifted_right(&text.ids), &mut cache);
+                TextStates { predicting: all.shallow_clone(), all }
+            }
+        }
+    }
+
+    /// Ids that stand before all generated ones and are no prompt: the start that a decoder reads.
+    #[must_use]
+    pub fn decoder_start(&self) -> Option<i64> {
+        match self {
+            Self::Causal(_) => None,
+            Self::T5(t5) => Some(t5.decoder_start()),
         }
     }
 
@@ -83,10 +153,18 @@ impl LanguageModel {
 
     fn vocabulary(&self) -> &Vocabulary {
         match self {
-            Self::Opt(opt) => &opt.vocabulary,
-            Self::Llama(llama) => &llama.vocabulary,
+            Self::Causal(causal) => causal.vocabulary(),
+            Self::T5(t5) => &t5.vocabulary,
         }
     }
+}
+
+/// The rows of `hidden` `[B, T, H]` at each row's last token, `[B, H]`.
+fn last_tokens(hidden: &Tensor, mask: &Tensor) -> Tensor {
+    let [batch, tokens, width] = dims(hidden);
+    let columns = Tensor::arange(tokens, (Kind::Int64, hidden.device()));
+    let last = (mask.to_kind(Kind::Int64) * columns).argmax(1, false); // [B]
+    hidden.gather(1, &last.view([batch, 1, 1]).expand([batch, 1, width], false), false).squeeze_dim(1)
 }
 
 /// Embeddings on the way in, scores on the way out.
@@ -111,6 +189,10 @@ impl Vocabulary {
 
     fn kind(&self) -> Kind {
         self.table.kind()
+    }
+
+    fn embed(&self, ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.table, ids, -1, false, false).to_kind(Kind::Float)
     }
 }
 

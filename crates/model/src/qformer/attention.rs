@@ -47,7 +47,7 @@ impl KeysValues {
     }
 
     /// These positions in front of `later`'s.
-    fn followed_by(&self, later: &Self) -> Self {
+    pub fn followed_by(&self, later: &Self) -> Self {
         Self {
             keys: Tensor::cat(&[&self.keys, &later.keys], 2),
             values: Tensor::cat(&[&self.values, &later.values], 2),

@@ -6,6 +6,7 @@
 
 mod attention;
 mod bert;
+mod continuation;
 mod layer;
 mod parts;
 mod tokens;

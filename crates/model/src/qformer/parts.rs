@@ -47,6 +47,12 @@ pub(crate) struct LayerNorm {
     eps: f64,
 }
 
+impl LayerNorm {
+    pub(crate) fn set_eps(&mut self, eps: f64) {
+        self.eps = eps;
+    }
+}
+
 impl Module for LayerNorm {
     fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)

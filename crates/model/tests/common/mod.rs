@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Dtype, HostTensor};
+use model::language::{GenerateOptions, KvCache, LanguageModel, generate};
 use tch::{Kind, Tensor};
 
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -77,4 +78,24 @@ fn to_torch(host: &HostTensor) -> Tensor {
         other => panic!("no case has {other:?}"),
     };
     Tensor::from_data_size(&host.bytes, &shape, kind)
+}
+
+/// Hidden states of a decoder-only model.
+pub fn forward(model: &LanguageModel, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
+    let LanguageModel::Causal(causal) = model else { panic!("no decoder-only model: {model:?}") };
+    causal.forward(embeds, mask, cache)
+}
+
+/// The most probable captions behind `prompt`.
+pub fn greedy(
+    model: &LanguageModel,
+    prompt: &Tensor,
+    mask: &Tensor,
+    length: usize,
+    end: &[i64],
+) -> Vec<Vec<i64>> {
+    let nothing_said = vec![Vec::new(); prompt.size()[0] as usize];
+    let options = GenerateOptions::greedy(length, end);
+    let texts = generate(&mut model.begin(prompt, mask), &nothing_said, &options);
+    texts.into_iter().flatten().map(|text| text.ids).collect()
 }

@@ -208,14 +208,19 @@ pub(super) fn check(
     problems.compare(planned, &expected, called);
 }
 
-/// The fields of a Q-Former's `config.json` that no tensor tells.
+/// The fields of a Q-Former's `config.json` that no tensor tells; defaults are `Blip2QFormerConfig`'s.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct QformerFacts {
+    #[serde(default = "bert_heads")]
     pub num_attention_heads: i64,
     #[serde(default = "bert_positions")]
     pub max_position_embeddings: i64,
     #[serde(default = "bert_eps")]
     pub layer_norm_eps: f64,
+}
+
+fn bert_heads() -> i64 {
+    12
 }
 
 fn bert_positions() -> i64 {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::tensors::{Expected, Info, Infos, Planned, Recipe, expect_linear, expect_norm};
 use crate::names::LanguageFamily;
@@ -25,6 +25,36 @@ pub(super) fn family(config: &Value) -> Option<LanguageFamily> {
         Some("llama") => Some(LanguageFamily::Llama),
         _ => None,
     }
+}
+
+/// `config` with transformers' defaults where it leaves a size out: a whole model's `text_config` often says only what
+/// differs from them (`OPTConfig`, `T5Config`, `LlamaConfig` of transformers 5.23).
+pub(super) fn with_defaults(config: &Value, family: LanguageFamily) -> Value {
+    let defaults = match family {
+        LanguageFamily::Opt => json!({
+            "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072,
+            "max_position_embeddings": 2048, "num_attention_heads": 12, "do_layer_norm_before": true,
+            "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
+        }),
+        LanguageFamily::T5 => json!({
+            "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+            "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+            "layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "pad_token_id": 0, "eos_token_id": 1,
+            "decoder_start_token_id": 0,
+        }),
+        LanguageFamily::Llama => json!({
+            "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+            "bos_token_id": 1, "eos_token_id": 2,
+        }),
+    };
+    let mut complete = config.clone();
+    if let (Some(fields), Value::Object(defaults)) = (complete.as_object_mut(), defaults) {
+        for (key, value) in defaults {
+            fields.entry(key).or_insert(value);
+        }
+    }
+    complete
 }
 
 /// The table of word embeddings.

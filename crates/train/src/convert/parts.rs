@@ -255,6 +255,7 @@ fn language_component(
             format!("model_type {} is no language model that we have (opt, t5, llama)", config["model_type"]);
         return Err(unusable(path, detail));
     };
+    let config = &language::with_defaults(config, family);
     let is_tied = language::is_tied(config, family, infos);
     let mut found = language::into_ours(infos, prefix, family, is_tied);
     parts.left_out.append(&mut found.left_out);

@@ -296,10 +296,10 @@ pub(super) fn expected(family: VisionFamily, vit: &VitConfig) -> Expected {
     expected
 }
 
-/// The fields of a vision model's `config.json` that no shape tells.
+/// The fields of a vision model's `config.json` that no shape tells; absent, they are transformers' defaults.
 #[derive(Deserialize)]
 struct Heads {
-    num_attention_heads: i64,
+    num_attention_heads: Option<i64>,
 }
 
 /// Sizes of an encoder, from its tensors (under our names), and heads from `config` (Hugging Face's vision config) or,
@@ -316,7 +316,9 @@ pub(super) fn sizes(family: VisionFamily, planned: &[Planned], config: Option<&V
     let hidden = signed(*shape("encoder.layers.0.mlp.fc1.weight")?.first()?)?;
     let told = config.and_then(|config| serde_json::from_value::<Heads>(config.clone()).ok());
     let heads = match (told, width) {
-        (Some(told), _) => told.num_attention_heads,
+        (Some(Heads { num_attention_heads: Some(heads) }), _) => heads,
+        (Some(_), _) if family == VisionFamily::Eva => 16,
+        (Some(_), _) => 12,
         (None, 1408 | 1024) => 16, // ViT-g/14, ViT-L/14
         (None, _) => return None,
     };

@@ -6,6 +6,7 @@
 mod case;
 mod ddp;
 mod gradients;
+mod hf;
 mod metrics;
 mod preprocess;
 mod report;
@@ -36,10 +37,15 @@ use crate::error::TrainError;
 type Compare = fn(&Case) -> Result<Vec<Row>, TrainError>;
 
 /// Every family that we run.
-const FAMILIES: [(&str, Compare); 17] = [
+const FAMILIES: [(&str, Compare); 22] = [
     ("stage1", stage1::compare),
     ("stage1_ddp", ddp::compare),
     ("stage2_opt", stage2::compare),
+    ("stage2_t5", stage2::compare_t5),
+    ("generate_opt", hf::compare_generation),
+    ("generate_t5", hf::compare_generation),
+    ("convert_opt", hf::compare_conversion),
+    ("convert_t5", hf::compare_conversion),
     ("trajectory_stage1", trajectory::compare_stage1),
     ("trajectory_stage2_opt", trajectory::compare_stage2),
     ("vision_eva", vision::compare_lavis),

@@ -3,6 +3,7 @@
 use model::vision::VitConfig;
 use model::{ItgWeighting, LanguageConfig, NegativeWeighting, QformerConfig, Stage1Config, TextBranchConfig};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::case::Case;
 use crate::error::TrainError;
@@ -99,8 +100,21 @@ pub(super) fn stage1(case: &Case) -> Result<Stage1Config, TrainError> {
 
 /// The OPT of `[opt]`, whose keys are those of its `config.json`.
 pub(super) fn opt(case: &Case) -> Result<LanguageConfig, TrainError> {
-    let mut sizes: serde_json::Map<String, serde_json::Value> = case.section("opt")?;
-    sizes.insert("model_type".into(), "opt".into());
-    let text = serde_json::Value::Object(sizes).to_string();
-    LanguageConfig::from_hf_json(&text).map_err(|error| case.broken(&format!("[opt] {error}")))
+    language(case, "opt", case.section("opt")?)
+}
+
+/// The T5 of `[t5]`: LAVIS states the activation that it puts in place of the config's.
+pub(super) fn t5(case: &Case) -> Result<LanguageConfig, TrainError> {
+    let mut sizes: Map<String, Value> = case.section("t5")?;
+    let gated = case.value::<String>("t5", "feed_forward_proj")?.starts_with("gated-");
+    let start: i64 = case.value("t5", "decoder_start_id")?;
+    sizes.insert("is_gated_act".into(), gated.into());
+    sizes.insert("decoder_start_token_id".into(), start.into());
+    language(case, "t5", sizes)
+}
+
+fn language(case: &Case, kind: &str, mut sizes: Map<String, Value>) -> Result<LanguageConfig, TrainError> {
+    sizes.insert("model_type".into(), kind.into());
+    let text = Value::Object(sizes).to_string();
+    LanguageConfig::from_hf_json(&text).map_err(|error| case.broken(&format!("[{kind}] {error}")))
 }

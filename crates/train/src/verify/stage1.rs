@@ -13,6 +13,7 @@ use super::sheet::{Row, Sheet, pack};
 use super::sizes;
 use super::weights::LavisWeights;
 use crate::error::TrainError;
+use crate::names::LanguageFamily;
 
 /// Stage 1 with a case's weights, and its frozen encoder.
 pub(super) struct Model {
@@ -72,7 +73,7 @@ pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
     compare_pass(&mut sheet, "", &pass, limits);
     compare_states(&mut sheet, &inputs, &trace, limits.tensor);
     gradients::compare(&mut sheet, &gradients::of(&model.store), limits.gradient);
-    gradients::compare_names(case, &mut sheet, &model.store)?;
+    gradients::compare_names(case, &mut sheet, &model.store, LanguageFamily::Opt)?;
     Ok(sheet.finish())
 }
 

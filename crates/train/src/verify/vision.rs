@@ -13,21 +13,31 @@ use super::sizes;
 use super::weights::LavisWeights;
 use crate::error::TrainError;
 
-const HF_CONFIG: &str = "config.json";
+pub(super) const HF_CONFIG: &str = "config.json";
 
 /// The fields of a Hugging Face vision config that we need.
 #[derive(Deserialize)]
-struct HfVision {
+pub(super) struct HfVision {
     hidden_size: i64,
     image_size: i64,
     intermediate_size: i64,
-    layer_norm_eps: f64,
+    pub layer_norm_eps: f64,
     num_attention_heads: i64,
     num_hidden_layers: i64,
     patch_size: i64,
 }
 
 impl HfVision {
+    /// V.
+    pub fn width(&self) -> i64 {
+        self.hidden_size
+    }
+
+    /// The encoder of `Blip2VisionModel`, all of whose layers are run.
+    pub fn blip2(&self) -> VisionConfig {
+        VisionConfig::EvaVit(self.vit(self.num_hidden_layers))
+    }
+
     fn vit(&self, layers: i64) -> VitConfig {
         VitConfig {
             img_size: self.image_size,

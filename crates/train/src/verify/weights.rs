@@ -16,13 +16,15 @@ pub(super) struct LavisWeights<'a> {
     /// By our names.
     trainable: BTreeMap<String, Tensor>,
     frozen: Weights,
+    /// The language model's, without the prefix that says which.
+    languages: BTreeMap<String, Tensor>,
 }
 
 impl<'a> LavisWeights<'a> {
     /// Reads the weights of `case`, or those of another case for it.
     pub fn read(case: &'a Case) -> Result<Self, TrainError> {
         let all = case.tensors(WEIGHTS)?.map;
-        let (mut trainable, mut frozen) = (BTreeMap::new(), BTreeMap::new());
+        let (mut trainable, mut frozen, mut languages) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, tensor) in &all {
             match from_lavis(name) {
                 Some(LavisEntry::Parameter(ours)) => {
@@ -36,12 +38,16 @@ impl<'a> LavisWeights<'a> {
                 }
                 Some(LavisEntry::Frozen) => {
                     frozen.insert(name.clone(), tensor.shallow_clone());
+                    let prefixes = ["opt_model.", "t5_model.", "llm_model."];
+                    if let Some(rest) = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+                        languages.insert(rest.to_owned(), tensor.shallow_clone());
+                    }
                 }
                 Some(LavisEntry::Buffer) => {}
                 None => return Err(Self::broken(case, &format!("{name} belongs to no BLIP-2 of LAVIS"))),
             }
         }
-        Ok(Self { case, trainable, frozen: Weights::new(frozen) })
+        Ok(Self { case, trainable, frozen: Weights::new(frozen), languages })
     }
 
     /// The frozen encoder.
@@ -52,6 +58,14 @@ impl<'a> LavisWeights<'a> {
     /// The frozen language model.
     pub fn language(&mut self, config: &LanguageConfig) -> LanguageModel {
         LanguageModel::new(config, &mut self.frozen, Kind::Float, Device::Cpu)
+    }
+
+    /// What is trained, and the language model, under Hugging Face's names.
+    pub fn into_hugging_face(self) -> BTreeMap<String, Tensor> {
+        let mut named = self.trainable;
+        let language = self.languages.into_iter();
+        named.extend(language.map(|(name, tensor)| (format!("language_model.{name}"), tensor)));
+        named
     }
 
     /// Takes the trainable parameter `name` (ours) out.

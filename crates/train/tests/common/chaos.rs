@@ -151,7 +151,11 @@ impl Chaos {
         let seconds = start.elapsed().as_secs_f64();
         let again = self.launch().end();
         let good = ended.code == Some(75) && again.code == Some(0);
-        (good, seconds, if good { String::new() } else { format!("{signal}: {}{}", ended.stderr, again.stderr) })
+        (
+            good,
+            seconds,
+            if good { String::new() } else { format!("{signal}: {}{}", ended.stderr, again.stderr) },
+        )
     }
 
     /// Where the disturbed run differs from the other.

@@ -1,0 +1,173 @@
+//! T5 and Flan-T5 (Raffel et al. 2020; Chung et al. 2022), frozen: an encoder that reads what is given, a decoder that
+//! continues; relative positions, RMS norms before the branches, attention that is not scaled.
+
+mod blocks;
+mod config;
+mod positions;
+
+use tch::{Device, Kind, Tensor};
+
+use blocks::{CrossAttention, FeedForward, SelfAttention, Shape};
+pub use config::{Activation, T5Config};
+use positions::{Direction, RelativeBias};
+
+use super::Vocabulary;
+use super::cache::LayerCache;
+use super::llama::rms_normalised;
+use crate::weights::{Scope, Weights};
+
+/// A frozen T5.
+#[derive(Debug)]
+pub struct T5 {
+    pub(super) vocabulary: Vocabulary,
+    shape: Shape,
+    start: i64,
+    encoder: Vec<EncoderLayer>,
+    encoder_bias: RelativeBias,
+    /// `[D]`.
+    encoder_gain: Tensor,
+    decoder: Vec<DecoderLayer>,
+    decoder_bias: RelativeBias,
+    /// `[D]`, with the factor before a tied head in it.
+    decoder_gain: Tensor,
+}
+
+#[derive(Debug)]
+struct EncoderLayer {
+    attention: SelfAttention,
+    feed_forward: FeedForward,
+}
+
+#[derive(Debug)]
+struct DecoderLayer {
+    attention: SelfAttention,
+    cross: CrossAttention,
+    feed_forward: FeedForward,
+}
+
+/// What the decoder remembers of a batch: what the encoder read, and its own tokens so far.
+#[derive(Debug)]
+pub struct T5Cache {
+    /// Of the encoder's states.
+    encoded: LayerCache,
+    /// `[B, 1, 1, S]`, added to scores.
+    encoded_mask: Tensor,
+    own: LayerCache,
+}
+
+impl T5Cache {
+    /// Forgets every row but `rows` (`[n]`, integers, which may repeat), in their order.
+    pub fn keep_rows(&mut self, rows: &Tensor) {
+        self.encoded.keep_rows(rows);
+        self.own.keep_rows(rows);
+        self.encoded_mask = self.encoded_mask.index_select(0, rows);
+    }
+}
+
+impl T5 {
+    pub(super) fn new(config: &T5Config, weights: &mut Weights, kind: Kind, device: Device) -> Self {
+        const ROOTS: [&str; 3] = ["language_model.", "t5_model.", ""];
+        let root = ROOTS.into_iter().find(|root| weights.has(&format!("{root}shared.weight"))).unwrap_or("");
+        // Files of Flan-T5 may call themselves tied and have a head all the same.
+        let is_tied = config.tie_word_embeddings && !weights.has(&format!("{root}lm_head.weight"));
+        let mut scope = weights.scope(root, kind, device);
+        let table = scope.take("shared.weight", &[config.vocab_size, config.d_model]);
+        for copy in ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] {
+            scope.ignore(copy);
+        }
+        let vocabulary = Vocabulary::new(table, (!is_tied).then_some("lm_head.weight"), &mut scope);
+        let mut encoder = scope.at("encoder");
+        let encoder_bias = RelativeBias::load(config, Direction::Both, &mut encoder);
+        let encoder_gain = encoder.take_f32("final_layer_norm.weight", &[config.d_model]);
+        let encoder = EncoderLayer::all(config, &mut encoder);
+        let mut decoder = scope.at("decoder");
+        let decoder_bias = RelativeBias::load(config, Direction::Back, &mut decoder);
+        let scale = if config.scale_decoder_outputs { (config.d_model as f64).powf(-0.5) } else { 1.0 };
+        let decoder_gain = decoder.take_f32("final_layer_norm.weight", &[config.d_model]) * scale;
+        let decoder = DecoderLayer::all(config, &mut decoder);
+        let (shape, start) = (Shape::of(config), config.decoder_start_token_id);
+        Self {
+            vocabulary,
+            shape,
+            start,
+            encoder,
+            encoder_bias,
+            encoder_gain,
+            decoder,
+            decoder_bias,
+            decoder_gain,
+        }
+    }
+
+    /// What the decoder reads before the first token.
+    #[must_use]
+    pub fn decoder_start(&self) -> i64 {
+        self.start
+    }
+
+    /// Reads `embeds` `[B, S, D]` with their `mask` `[B, S]` (1 = token). Positions are columns, padding counted, as the
+    /// peers count them.
+    pub fn encode(&self, embeds: &Tensor, mask: &Tensor) -> T5Cache {
+        let hidden = mask.eq(0).unsqueeze(1).unsqueeze(1); // [B, 1, 1, S]
+        let encoded_mask = Tensor::zeros(hidden.size(), (Kind::Float, embeds.device()))
+            .masked_fill(&hidden, f64::NEG_INFINITY);
+        let bias = self.encoder_bias.of(0, embeds.size()[1]) + &encoded_mask;
+        let mut x = embeds.shallow_clone();
+        for layer in &self.encoder {
+            x = layer.attention.forward(&x, &bias, self.shape, None);
+            x = layer.feed_forward.forward(&x, self.shape.eps);
+        }
+        let states = rms_normalised(&x, self.shape.eps) * &self.encoder_gain;
+        let keys_values = self.decoder.iter().map(|layer| layer.cross.keys_values(&states, self.shape));
+        T5Cache { encoded: LayerCache::new(keys_values.collect()), encoded_mask, own: LayerCache::default() }
+    }
+
+    /// Reads decoder tokens `ids` `[B, T]` behind those in the cache: states `[B, T, D]` behind the last norm, single
+    /// precision, each of which predicts the next token. A row's padding stands on the right, where no token sees it.
+    pub fn decode(&self, ids: &Tensor, cache: &mut T5Cache) -> Tensor {
+        let (past, rows) = (cache.own.columns(), ids.size()[1]);
+        let bias = self.decoder_bias.of(past, rows);
+        let later = Tensor::ones([rows, past + rows], (Kind::Bool, ids.device())).triu(past + 1);
+        let bias = bias.masked_fill(&later, f64::NEG_INFINITY);
+        let mut x = self.vocabulary.embed(ids);
+        for (i, layer) in self.decoder.iter().enumerate() {
+            x = layer.attention.forward(&x, &bias, self.shape, Some((&mut cache.own, i)));
+            x = layer.cross.forward(&x, cache.encoded.of(i), &cache.encoded_mask, self.shape);
+            x = layer.feed_forward.forward(&x, self.shape.eps);
+        }
+        rms_normalised(&x, self.shape.eps) * &self.decoder_gain
+    }
+
+    /// The decoder's input for targets `ids` `[B, T]`: the start, then all but the last.
+    pub(super) fn shifted_right(&self, ids: &Tensor) -> Tensor {
+        let start = ids.new_full([ids.size()[0], 1], self.start, (Kind::Int64, ids.device()));
+        Tensor::cat(&[&start, &ids.narrow(1, 0, ids.size()[1] - 1)], 1)
+    }
+}
+
+impl EncoderLayer {
+    fn all(config: &T5Config, scope: &mut Scope<'_>) -> Vec<Self> {
+        let one = |i: i64| {
+            let mut scope = scope.at(format_args!("block.{i}.layer"));
+            Self {
+                attention: SelfAttention::load(config, &mut scope.at(0)),
+                feed_forward: FeedForward::load(config, &mut scope.at(1)),
+            }
+        };
+        (0..config.num_layers).map(one).collect()
+    }
+}
+
+impl DecoderLayer {
+    fn all(config: &T5Config, scope: &mut Scope<'_>) -> Vec<Self> {
+        let one = |i: i64| {
+            let mut scope = scope.at(format_args!("block.{i}.layer"));
+            Self {
+                attention: SelfAttention::load(config, &mut scope.at(0)),
+                cross: CrossAttention::load(config, &mut scope.at(1)),
+                feed_forward: FeedForward::load(config, &mut scope.at(2)),
+            }
+        };
+        (0..config.num_decoder_layers).map(one).collect()
+    }
+}
