@@ -25,8 +25,9 @@ fn counted(pairs: &[(SkipReason, u64)]) -> BTreeMap<SkipReason, u64> {
 
 #[test]
 fn d4_captions_are_texts_or_counted() {
+    type Case<'a> = (&'a str, &'a str, &'a [u8], Result<&'a str, SkipReason>);
     let dir = tempfile::tempdir().unwrap();
-    let cases: [(&str, &str, &[u8], Result<&str, SkipReason>); 13] = [
+    let cases: [Case<'_>; 13] = [
         ("utf8", "txt", &[0xff, 0xfe, 0x41], Err(SkipReason::CaptionNotUtf8)),
         ("bom", "txt", b"\xef\xbb\xbfa cat", Ok("a cat")),
         ("nul", "txt", b"a\0cat", Ok("a\0cat")),
@@ -124,12 +125,13 @@ fn png_of(color: image::ColorType, width: u32, height: u32) -> Vec<u8> {
 
 #[test]
 fn d5_pictures_are_decoded_or_refused_by_the_table() {
+    type Case = (&'static str, Vec<u8>, Result<(usize, usize), SkipReason>);
     use turbojpeg::PixelFormat;
     let plain = jpeg(64, 48);
     // Orientation 6 in little-endian TIFF, and a colour profile of nonsense: both are ignored, as Pillow does.
     let exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let profile = [b"ICC_PROFILE\0\x01\x01".as_slice(), &[7; 300]].concat();
-    let cases: [(&str, Vec<u8>, Result<(usize, usize), SkipReason>); 15] = [
+    let cases: [Case; 15] = [
         ("plain", plain.clone(), Ok((64, 48))),
         ("truncated", plain[..plain.len() * 2 / 3].to_vec(), Err(SkipReason::ImageCorrupt)),
         ("html", b"<!doctype html><html>404</html>".to_vec(), Err(SkipReason::ImageFormatUnknown)),

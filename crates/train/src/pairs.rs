@@ -54,7 +54,6 @@ impl PairSource<'_> {
     }
 
     /// Raw features `[B, P, V]` of a micro-batch's pictures.
-    #[must_use]
     pub fn features(&self, image: &Image) -> Tensor {
         match (self, image) {
             (_, Image::Features(features)) => features.shallow_clone(),

@@ -66,7 +66,7 @@ impl StreamedSet {
         let order = Arc::new(self.order(config, order_seed, plan)?);
         let spec = LoaderSpec {
             transform: Some(Arc::clone(&self.encoder.transform)),
-            text: text.clone(),
+            text: *text,
             first_captions: config.first_captions,
             rank: draws.rank,
             world_size: draws.world_size,

@@ -173,7 +173,7 @@ fn stage2_case(world: &TinyWorld) -> TensorMap {
     let prompt: Vec<i64> = vec![1, 2, 3];
     let words = [1_i64, 2, 3, 7, 5, 9].repeat(PICTURES as usize);
     let ids = Tensor::from_slice(&words).reshape([PICTURES, -1]);
-    let text = LmText { ids: ids.shallow_clone(), mask: ids.ones_like(), labels: ids.shallow_clone() };
+    let text = LmText::new(ids.shallow_clone(), ids.ones_like(), 0);
     let (_, _, trace) =
         no_grad(|| stage.forward(&Stage2Inputs { image: features.shallow_clone(), text }, false));
     let logits = no_grad(|| stage.logits(&trace.hidden).to_kind(Kind::Float));

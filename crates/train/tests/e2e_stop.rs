@@ -1,5 +1,4 @@
 //! Asked to stop at any moment of its life a run ends with 75, and goes on exactly.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

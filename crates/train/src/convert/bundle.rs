@@ -299,9 +299,7 @@ fn open_language(
     super::parts::compare_language(
         &folder,
         &found.planned,
-        &config,
-        family,
-        is_tied,
+        (&config, family, is_tied),
         "language_model.",
         problems,
     )?;

@@ -60,7 +60,7 @@ pub(super) fn lavis(source: &Source<'_>) -> Result<Parts, TrainError> {
         .filter(|(name, _)| from_lavis(name) == Some(LavisEntry::Frozen))
         .map(|(name, info)| (name.clone(), info.clone()))
         .collect();
-    whole(source, taken.bridge, &frozen, "visual_encoder.", &called, true, &mut parts)?;
+    whole(source, taken.bridge, &frozen, ("visual_encoder.", true), &called, &mut parts)?;
     Ok(parts)
 }
 
@@ -88,7 +88,7 @@ pub(super) fn hugging_face(source: &Source<'_>) -> Result<Parts, TrainError> {
     });
     let planned: Vec<Planned> = planned.collect();
     let called = |name: &str| name.to_owned();
-    whole(source, planned, &frozen, "vision_model.", &called, false, &mut parts)?;
+    whole(source, planned, &frozen, ("vision_model.", false), &called, &mut parts)?;
     if bridge::stage(&parts.components["bridge"].planned) == StageKind::One {
         parts.notes.push(
             "a Hugging Face file has neither the temperature nor the LM head of stage 1: stage 1 cannot go on from it"
@@ -103,9 +103,8 @@ fn whole(
     source: &Source<'_>,
     trained: Vec<Planned>,
     frozen: &Infos,
-    encoder: &str,
+    (encoder, extras): (&str, bool),
     called: &dyn Fn(&str) -> String,
-    extras: bool,
     parts: &mut Parts,
 ) -> Result<(), TrainError> {
     let section =
@@ -260,7 +259,7 @@ fn language_component(
     let mut found = language::into_ours(infos, prefix, family, is_tied);
     parts.left_out.append(&mut found.left_out);
     parts.copies.append(&mut found.copies);
-    compare_language(path, &found.planned, config, family, is_tied, prefix, &mut parts.problems)?;
+    compare_language(path, &found.planned, (config, family, is_tied), prefix, &mut parts.problems)?;
     let mut config = config.clone();
     config["tie_word_embeddings"] = is_tied.into();
     let files = BTreeMap::from([("config.json", pretty(&config))]);
@@ -271,9 +270,7 @@ fn language_component(
 pub(super) fn compare_language(
     path: &Path,
     planned: &[Planned],
-    config: &Value,
-    family: LanguageFamily,
-    is_tied: bool,
+    (config, family, is_tied): (&Value, LanguageFamily, bool),
     prefix: &str,
     problems: &mut Problems,
 ) -> Result<(), TrainError> {
@@ -296,9 +293,7 @@ pub(super) fn gguf(source: &Source<'_>, weights: &WeightSource) -> Result<Parts,
     compare_language(
         source.path,
         &planned,
-        &config,
-        LanguageFamily::Llama,
-        is_tied,
+        (&config, LanguageFamily::Llama, is_tied),
         "",
         &mut parts.problems,
     )?;
