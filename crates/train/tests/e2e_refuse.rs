@@ -68,7 +68,7 @@ fn missing_and_foreign_files_are_named() {
     let shards = "data.train=[\"shards/train-000000.tar\", \"shards/train-000007.tar\"]";
     assert_refused(&world, shards, &["shard shards/train-000007.tar does not exist"]);
     fs::write(world.path("shards/text.tar"), "no tar").unwrap();
-    assert_refused(&world, "data.train=[\"shards/text.tar\"]", &["shards/text.tar is no tar file"]);
+    assert_refused(&world, "data.train=[\"shards/text.tar\"]", &["shards/text.tar: shard_not_tar"]);
     for (key, file) in [
         ("model.vision.weights=weights/none", "weights/none/model.safetensors"),
         ("model.qformer.init=weights/none", "weights/none/vocab.txt"),
