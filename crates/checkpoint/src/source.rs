@@ -181,9 +181,10 @@ impl Part {
         let file = File::open(path).map_err(CheckpointError::io("open", path))?;
         file.take(9).read_to_end(&mut head).map_err(CheckpointError::io("read", path))?;
         Ok(match head.as_slice() {
+            // First: as a header's length it would be above a gigabyte, and its count of tensors may look like a brace.
+            [b'G', b'G', b'U', b'F', ..] => Self::Gguf(GgufFile::open(path)?),
             // A header's length, then its JSON: the length's own bytes may look like anything below.
             [_, _, _, _, _, _, 0, 0, b'{'] => Self::Safetensors(TensorFile::open(path)?),
-            [b'G', b'G', b'U', b'F', ..] => Self::Gguf(GgufFile::open(path)?),
             [b'P', b'K', ..] | [0x80, 0x02, ..] => Self::Torch(PthFile::open(path)?),
             _ => Self::Safetensors(TensorFile::open(path)?),
         })

@@ -1,6 +1,8 @@
 //! Weights by whatever program: told apart by their bytes, sharded and whole, and what is wrong with an index.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
@@ -11,6 +13,7 @@ use checkpoint::{
     Announced, CheckpointError, Dtype, HostTensor, WeightFormat, WeightSource, new_file, new_folder,
     write_weights,
 };
+use common::gguf_file;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -102,6 +105,23 @@ fn an_index_that_lies_is_refused() {
 
 fn count(folder: &Path) -> usize {
     fs::read_dir(folder).unwrap().count() - 1
+}
+
+#[test]
+fn a_file_is_told_by_its_form_whatever_its_counts_look_like() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("file");
+    // lengths whose bytes are those of a pickle of protocol 2, and of a zip
+    for length in [0x0280, 0x4b50] {
+        let json = format!("{{{}}}", " ".repeat(length - 2));
+        fs::write(&path, [&(length as u64).to_le_bytes()[..], json.as_bytes()].concat()).unwrap();
+        assert_eq!(WeightSource::open(&path).unwrap().format(), WeightFormat::Safetensors, "{length:#x}");
+    }
+    // as many tensors as a brace is: 123
+    let lines: Vec<Vec<u8>> = (0..b'{').map(|n| gguf_file::line(&format!("t{n}"), &[0], 0, 0)).collect();
+    fs::write(&path, gguf_file::gguf(&[], &lines, &[])).unwrap();
+    let source = WeightSource::open(&path).unwrap();
+    assert_eq!((source.format(), source.infos().count()), (WeightFormat::Gguf, 123));
 }
 
 #[test]
