@@ -200,17 +200,14 @@ impl LoaderSpec {
             batch.counters.seen += u64::from(step == 0);
             // A shard that cannot be had is no bad sample: other ranks may have it, and would see other batches.
             let file = self.index.open_shard(self.index.entries()[sample].shard)?;
-            match self.example(&file, sample, place.epoch) {
-                Ok((text, view, pixels)) => {
+            match self.example(&file, sample, place.epoch, batch.pixels.as_mut()) {
+                Ok((text, view)) => {
                     batch.texts.push(text);
                     batch.keys.push(self.index.entries()[sample].key.to_string());
                     batch.samples.push(sample);
                     batch.drawn.push(place.index);
                     batch.epochs.push(place.epoch);
                     batch.views.push(view);
-                    if let (Some(all), Some(pixels)) = (&mut batch.pixels, pixels) {
-                        all.extend(pixels.values);
-                    }
                     return Ok(());
                 }
                 Err(error) if step == 0 => batch.counters.add_error(&error),
@@ -221,24 +218,27 @@ impl LoaderSpec {
         Err(batch.counters.too_many(self.max_skipped_ratio))
     }
 
-    /// Text, view and pixels of one sample in one epoch.
+    /// Text and view of one sample in one epoch; its pixels are appended to `pixels`.
     fn example(
         &self,
         file: &File,
         sample: usize,
         epoch: u64,
-    ) -> Result<(String, u64, Option<Pixels>), SampleError> {
+        pixels: Option<&mut Vec<f32>>,
+    ) -> Result<(String, u64), SampleError> {
         let mut captions = self.index.read_captions_in(file, sample)?;
         captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));
         let text = blip_caption(&self.text.draw(&captions, self.seed, sample as u64, epoch), self.max_words);
         let view = self.num_views.map_or(epoch, |num_views| {
             Rng::new(self.seed, Stream::View, &[sample as u64, epoch]).below(num_views)
         });
-        let Some(transform) = &self.transform else { return Ok((text, view, None)) };
-        let image = self.index.read_image_in(file, sample)?;
-        let decoded = decode(&image, &transform.decode_options())
-            .map_err(|reason| self.index.sample_error(sample, reason))?;
-        Ok((text, view, Some(transform.train(&decoded, self.seed, sample as u64, view))))
+        if let (Some(transform), Some(pixels)) = (&self.transform, pixels) {
+            let image = self.index.read_image_in(file, sample)?;
+            transform
+                .train_file(&image, self.seed, sample as u64, view, pixels)
+                .map_err(|reason| self.index.sample_error(sample, reason))?;
+        }
+        Ok((text, view))
     }
 }
 

@@ -63,16 +63,18 @@ pub(crate) fn fused_linear(scope: &mut Scope<'_>, names: &[&str], [inputs, outpu
     Linear::new(&Tensor::cat(&weights, 0), Some(&Tensor::cat(&biases, 0)), scope.kind())
 }
 
-/// Ba et al. 2016, frozen, in single precision.
+/// Ba et al. 2016, in single precision. The trainable parts have it too: tch's own cannot be shared.
 #[derive(Debug)]
 pub(crate) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
+    /// `[D]`.
+    pub weight: Tensor,
+    /// `[D]`.
+    pub bias: Tensor,
+    pub eps: f64,
 }
 
 impl LayerNorm {
-    /// `[.., D]` single precision to the same.
+    /// `[.., D]` to the same.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
     }

@@ -12,10 +12,9 @@ use tch::{Kind, Reduction, Tensor, no_grad};
 use crate::contrast::{Itc, contrast};
 use crate::exchange::{fetch_images, gather_texts};
 use crate::inputs::{Negatives, Stage1Inputs, TextInput, count};
+use crate::layers::LayerNorm;
 use crate::negatives::{NegativeWeighting, draw, negative_weights};
-use crate::qformer::{
-    ImageContext, LayerNorm, Packing, Qformer, QformerConfig, QueryCache, layer_norm, linear,
-};
+use crate::qformer::{ImageContext, Packing, Qformer, QformerConfig, QueryCache, layer_norm, linear};
 
 /// Of ITC and ITG (spec 3.1, 3.3).
 pub(crate) const LABEL_SMOOTHING: f64 = 0.1;

@@ -9,7 +9,8 @@ use tch::{Kind, Reduction, Tensor, no_grad};
 
 use crate::inputs::{LmText, Stage2Inputs, TextInput};
 use crate::language::{self, GenerateOptions, Generated, LanguageModel, TextStates};
-use crate::qformer::{LayerNorm, Qformer, QformerConfig, layer_norm, linear_of};
+use crate::layers::LayerNorm;
+use crate::qformer::{Qformer, QformerConfig, layer_norm, linear_of};
 use crate::stage1::IMAGE_LAYER_NORM_EPS;
 
 /// The trainable part (image LayerNorm, queries, Q-Former without text branch, projection) and the frozen model.
@@ -72,7 +73,7 @@ impl Stage2 {
     /// its `vision_config.layer_norm_eps`.
     #[must_use]
     pub fn with_image_norm_eps(mut self, eps: f64) -> Self {
-        self.image_norm.set_eps(eps);
+        self.image_norm.eps = eps;
         self
     }
 

@@ -4,9 +4,10 @@ use tch::nn::{self, Module, Path};
 use tch::{Kind, Tensor};
 
 use super::QformerConfig;
-use super::parts::{LayerNorm, Part, layer_norm, linear};
+use super::parts::{Part, layer_norm, linear};
 use super::tokens::Layout;
 use crate::dropout::dropout;
+use crate::layers::LayerNorm;
 
 /// The bias of a layer made by [`linear`].
 fn bias(layer: &nn::Linear) -> Tensor {

@@ -17,12 +17,13 @@ use tch::{Kind, Tensor};
 use attention::{Attention, KeysValues};
 pub use bert::init_from_bert;
 use layer::{Layer, Pass};
-pub(crate) use parts::{LayerNorm, layer_norm, linear, linear_of};
+pub(crate) use parts::{layer_norm, linear, linear_of};
 use tokens::Layout;
 pub use tokens::Packing;
 
 use crate::dropout::dropout;
 use crate::inputs::TextInput;
+use crate::layers::LayerNorm;
 
 /// Added to the attention score of a masked key (BERT's; not minus infinity).
 const MASKED: f64 = -10000.0;

@@ -1,7 +1,9 @@
 //! What trainable layers are made of, and what recomputation needs of them: their tensors, and another handle on them.
 
 use tch::Tensor;
-use tch::nn::{self, Module, Path};
+use tch::nn::{self, Path};
+
+use crate::layers::LayerNorm;
 
 /// Standard deviation of fresh weights (BERT's `initializer_range`).
 const INIT_STDEV: f64 = 0.02;
@@ -30,32 +32,12 @@ pub(crate) fn linear_of(p: Path, from: i64, to: i64, stdev: f64) -> nn::Linear {
     nn::linear(p, from, to, config)
 }
 
-/// LayerNorm over the last dimension.
+/// A LayerNorm over the last dimension that starts as none.
 pub(crate) fn layer_norm(p: Path, width: i64, eps: f64) -> LayerNorm {
     LayerNorm {
         weight: p.var("weight", &[width], nn::Init::Const(1.0)),
         bias: p.var("bias", &[width], nn::Init::Const(0.0)),
         eps,
-    }
-}
-
-/// Ba et al. 2016, trainable. tch's own cannot be shared.
-#[derive(Debug)]
-pub(crate) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    pub(crate) fn set_eps(&mut self, eps: f64) {
-        self.eps = eps;
-    }
-}
-
-impl Module for LayerNorm {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
     }
 }
 

@@ -1,6 +1,5 @@
 //! Captions of stage 1: what ITG taught the Q-Former to say, without a language model (spec 2.10).
 
-use tch::nn::Module;
 use tch::{Tensor, no_grad};
 
 use super::Stage1;
