@@ -13,6 +13,16 @@ pub(crate) fn same(group: &dyn ProcessGroup, own: &[i64]) -> Result<bool, CommEr
     Ok(all.chunks(own.len()).all(|one| one == own))
 }
 
+/// As [`same`], for a name of any length.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn same_name(group: &dyn ProcessGroup, name: &[u8]) -> Result<bool, CommError> {
+    let digest = blake3::hash(name);
+    let own: Vec<i64> = digest.as_bytes().iter().take(8).map(|&byte| i64::from(byte)).collect();
+    same(group, &own)
+}
+
 /// The union of all ranks' lists of samples, ascending.
 ///
 /// # Errors

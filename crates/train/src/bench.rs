@@ -1,4 +1,4 @@
-//! `blip2 bench step`: what one stage-1 step costs at the sizes of a config. Weights and inputs are random, so nothing
+//! `blip2-worker bench-step`: what one stage-1 step costs at the sizes of a config. Weights and inputs are random, so nothing
 //! needs to be on this machine but the program.
 
 use std::path::Path;
@@ -122,7 +122,7 @@ impl Bench {
         let kind = self.plan.autocast.unwrap_or(Kind::Float);
         format!(
             "{}: one step of {pairs} pairs on {:?}, {} threads, trainable part in {kind:?}, encoder in {:?}\n  \
-             {} trainable parameters, {}\n  \
+             {} trainable parameters, random weights and inputs\n  \
              {:.2} s a step, {:.2} pairs/s: encode {:.2} s, forward {:.2} s, backward {:.2} s, update {:.2} s\n  \
              peak memory {:.2} GiB\n  \
              limit: matrix products of {MATMUL_SIDE} x {MATMUL_SIDE} here run at {:.0} GFLOP/s in {kind:?}",
@@ -131,7 +131,6 @@ impl Bench {
             tch::get_num_threads(),
             self.plan.vision_kind,
             crate::grouped(self.parameters),
-            "random weights and inputs",
             per_step(sum.total()),
             pairs as f64 / per_step(sum.total()),
             per_step(sum.encode),

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
-use model::{LanguageConfig, LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
+use model::{LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
 use monitor::Phase;
 use serde::Deserialize;
 use tch::{Tensor, nn, no_grad};
@@ -48,7 +48,7 @@ struct LmSpecials {
 /// [`TrainError::Read`], [`TrainError::Weights`] or [`TrainError::Data`] naming the file.
 pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
     let model = &plan.config.model;
-    let language_model = language_model(&model.language.weights, plan)?;
+    let language_model = language_model(plan)?;
     Ok(Tools {
         wordpiece: WordPiece::from_vocab(&model.qformer.init.join("vocab.txt"))?,
         lm_captions: lm_captions(&plan.config)?,
@@ -59,12 +59,9 @@ pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
     })
 }
 
-fn language_model(folder: &Path, plan: &Plan) -> Result<LanguageModel, TrainError> {
-    let path = folder.join("config.json");
-    let text = fs::read_to_string(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
-    let config = LanguageConfig::from_hf_json(&text)
-        .map_err(|error| TrainError::Weights { path, detail: error.to_string() })?;
-    let path = folder.join(WEIGHTS_FILE);
+fn language_model(plan: &Plan) -> Result<LanguageModel, TrainError> {
+    let config = sizes::language(&plan.config)?;
+    let path = plan.config.model.language.weights.join(WEIGHTS_FILE);
     let mut weights = Weights::new(tensors::read(&path)?);
     let language_model = LanguageModel::new(&config, &mut weights, plan.language_kind, plan.device);
     finish(weights, path)?;

@@ -11,7 +11,7 @@ use model::VisionEncoder;
 use monitor::Phase;
 use tch::{Device, Kind, Tensor};
 
-use crate::agree::{same, union};
+use crate::agree::{same_name, union};
 use crate::corpus::Corpus;
 use crate::error::TrainError;
 use crate::feature_file::{FeatureFile, FeatureShape};
@@ -259,10 +259,7 @@ pub(crate) fn decode_sample(
 
 /// All ranks see the same samples and the same encoder: else their rows would not belong together.
 fn agree_on_file(group: &dyn ProcessGroup, path: &Path) -> Result<(), TrainError> {
-    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    let digest = blake3::hash(name);
-    let own: Vec<i64> = digest.as_bytes().iter().take(8).map(|&byte| i64::from(byte)).collect();
-    if same(group, &own)? {
+    if same_name(group, path.file_name().unwrap_or_default().as_encoded_bytes())? {
         return Ok(());
     }
     let detail = format!(

@@ -42,25 +42,33 @@ pub(crate) fn bert(config: &Config) -> Result<BertSizes, TrainError> {
     }
 }
 
-/// L, the width of the language model's embeddings: from its `config.json`, or `model.language.hidden_size` where that is
-/// given.
+/// The language model's `config.json`, which must be as wide as `model.language.hidden_size` says where that is given.
 ///
 /// # Errors
-/// [`TrainError::Read`] when neither is there, [`TrainError::Weights`] when they disagree.
-pub(crate) fn language_width(config: &Config) -> Result<i64, TrainError> {
+/// [`TrainError::Read`], or [`TrainError::Weights`] for a model that we do not have or that is not so wide.
+pub(crate) fn language(config: &Config) -> Result<LanguageConfig, TrainError> {
     let language = &config.model.language;
     let path = language.weights.join("config.json");
-    if let (Some(given), false) = (language.hidden_size, path.exists()) {
-        return Ok(given);
-    }
     let text = fs::read_to_string(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
     let refuse = |detail: String| TrainError::Weights { path: path.clone(), detail };
-    let found = LanguageConfig::from_hf_json(&text).map_err(|error| refuse(error.to_string()))?.hidden_size();
+    let found = LanguageConfig::from_hf_json(&text).map_err(|error| refuse(error.to_string()))?;
     match language.hidden_size {
-        Some(given) if given != found => {
-            Err(refuse(format!("is {found} wide, but model.language.hidden_size says {given}")))
-        }
+        Some(given) if given != found.hidden_size() => Err(refuse(format!(
+            "is {} wide, but model.language.hidden_size says {given}",
+            found.hidden_size()
+        ))),
         _ => Ok(found),
+    }
+}
+
+/// L, the width of the language model's embeddings: as its `config.json` says, or the config where that is not here.
+///
+/// # Errors
+/// As [`language`].
+fn language_width(config: &Config) -> Result<i64, TrainError> {
+    match config.model.language.hidden_size {
+        Some(given) if !config.model.language.weights.join("config.json").exists() => Ok(given),
+        _ => Ok(language(config)?.hidden_size()),
     }
 }
 

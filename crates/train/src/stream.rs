@@ -7,7 +7,7 @@ use collectives::ProcessGroup;
 use data::{Batch, Counters, Drawn, Index, Loader, LoaderSpec, Order, TextPolicy};
 use tch::Tensor;
 
-use crate::agree::same;
+use crate::agree::same_name;
 use crate::config::DataConfig;
 use crate::error::TrainError;
 use crate::features::Encoder;
@@ -41,9 +41,7 @@ impl StreamedSet {
     /// [`TrainError::Data`] for shards that cannot be used, [`TrainError::Read`] where ranks see other ones, a lost peer.
     pub fn open(config: &DataConfig, encoder: Encoder, group: &dyn ProcessGroup) -> Result<Self, TrainError> {
         let index = Arc::new(config.source.open(&config.train, Some(Path::new(SHARD_CACHE)))?);
-        let digest = blake3::hash(index.digest().as_bytes());
-        let own: Vec<i64> = digest.as_bytes().iter().take(8).map(|&byte| i64::from(byte)).collect();
-        if same(group, &own)? {
+        if same_name(group, index.digest().as_bytes())? {
             return Ok(Self { index, encoder });
         }
         let detail =

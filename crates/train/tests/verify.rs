@@ -48,7 +48,12 @@ fn assert_met(names: &[&str]) {
 
 #[test]
 fn stages_equal_lavis() {
-    assert_met(&["stage1_eva", "stage1_clip", "stage2_opt_noprompt", "stage2_opt_prompt"]);
+    assert_met(&["stage1_eva", "stage1_clip", "stage2_opt_noprompt", "stage2_opt_prompt", "stage2_t5"]);
+}
+
+#[test]
+fn conversions_equal_transformers() {
+    assert_met(&["convert_opt", "convert_t5"]);
 }
 
 #[test]

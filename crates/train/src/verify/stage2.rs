@@ -50,48 +50,51 @@ pub(super) fn prompt_length(case: &Case) -> Result<usize, TrainError> {
 
 /// Runs a case of `stage2_opt`.
 pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
-    let limits = Limits::of(case)?;
-    let mut sheet = Sheet::open(case)?;
-    let model = Model::load(case)?;
     let tensors = case.tensors(INPUTS)?;
     let (ids, mask) = (tensors.with_dims("input_ids", 2)?, tensors.with_dims("attention_mask", 2)?);
-    let image = model.vision.forward(&tensors.with_dims("image", 4)?);
-    let inputs = Stage2Inputs { image, text: LmText::new(ids, mask, prompt_length(case)?) };
-    let (loss, _, trace) = model.stage2.forward(&inputs, true);
-    loss.backward();
-
-    sheet.close("loss", &loss, limits.loss);
-    for (name, ours) in [
-        ("image_embeds", &trace.image_embeds),
-        ("query_output", &trace.query_output),
-        ("inputs_llm", &trace.prompt),
-    ] {
-        sheet.close(name, ours, limits.tensor);
-    }
-    let text = &inputs.text;
-    let shape = [text.mask.size()[0], trace.prompt.size()[1]];
-    let ones = Tensor::ones(shape, (Kind::Int64, Device::Cpu));
-    let full_mask = Tensor::cat(&[&ones, &text.mask], 1);
-    sheet.equal("full_attention_mask", &full_mask);
-    sheet.equal("labels", &Tensor::cat(&[&ones.full_like(LmText::IGNORED), &text.labels], 1));
-    let logits = model.stage2.logits(&pack(&trace.hidden, &full_mask));
-    sheet.close_where("logits", &logits, &full_mask, limits.tensor);
-    gradients::compare(&mut sheet, &gradients::of(&model.store), limits.gradient);
-    gradients::compare_names(case, &mut sheet, &model.store, LanguageFamily::Opt)?;
-    Ok(sheet.finish())
+    let text = LmText::new(ids, mask, prompt_length(case)?);
+    compare_around(case, (sizes::opt(case)?, LanguageFamily::Opt), text, |text, queries| {
+        let full_mask = Tensor::cat(&[queries, &text.mask], 1);
+        let labels = Tensor::cat(&[&queries.full_like(LmText::IGNORED), &text.labels], 1);
+        Masks { scored: full_mask.shallow_clone(), full: full_mask, labels }
+    })
 }
 
 /// Runs a case of `stage2_t5`: the encoder reads the input text, the decoder is scored on the output text.
 pub(super) fn compare_t5(case: &Case) -> Result<Vec<Row>, TrainError> {
-    let limits = Limits::of(case)?;
-    let mut sheet = Sheet::open(case)?;
-    let model = Model::around(case, &sizes::t5(case)?)?;
     let tensors = case.tensors(INPUTS)?;
     let prefix =
         TextInput { ids: tensors.with_dims("input_ids", 2)?, mask: tensors.with_dims("attention_mask", 2)? };
     let (ids, mask) = (tensors.with_dims("output_ids", 2)?, tensors.with_dims("output_attention_mask", 2)?);
-    let image = model.vision.forward(&tensors.with_dims("image", 4)?);
     let text = LmText::new(ids, mask, 0).behind(prefix);
+    compare_around(case, (sizes::t5(case)?, LanguageFamily::T5), text, |text, queries| Masks {
+        full: Tensor::cat(&[queries, &text.prefix.mask], 1),
+        scored: text.mask.shallow_clone(),
+        labels: text.labels.shallow_clone(),
+    })
+}
+
+/// What a family's stack sees and says.
+struct Masks {
+    /// `full_attention_mask`.
+    full: Tensor,
+    /// Where logits are compared.
+    scored: Tensor,
+    /// `labels`.
+    labels: Tensor,
+}
+
+/// Everything that a case of either family expects; `masks` are of a text behind queries, which are all visible (`[B, Q]`).
+fn compare_around(
+    case: &Case,
+    (language, family): (LanguageConfig, LanguageFamily),
+    text: LmText,
+    masks: impl Fn(&LmText, &Tensor) -> Masks,
+) -> Result<Vec<Row>, TrainError> {
+    let limits = Limits::of(case)?;
+    let mut sheet = Sheet::open(case)?;
+    let model = Model::around(case, &language)?;
+    let image = model.vision.forward(&case.tensors(INPUTS)?.with_dims("image", 4)?);
     let inputs = Stage2Inputs { image, text };
     let (loss, _, trace) = model.stage2.forward(&inputs, true);
     loss.backward();
@@ -104,14 +107,13 @@ pub(super) fn compare_t5(case: &Case) -> Result<Vec<Row>, TrainError> {
     ] {
         sheet.close(name, ours, limits.tensor);
     }
-    let text = &inputs.text;
-    let shape = [text.mask.size()[0], trace.prompt.size()[1]];
-    let ones = Tensor::ones(shape, (Kind::Int64, Device::Cpu));
-    sheet.equal("full_attention_mask", &Tensor::cat(&[&ones, &text.prefix.mask], 1));
-    sheet.equal("labels", &text.labels);
-    let logits = model.stage2.logits(&pack(&trace.hidden, &text.mask));
-    sheet.close_where("logits", &logits, &text.mask, limits.tensor);
+    let shape = [inputs.text.mask.size()[0], trace.prompt.size()[1]];
+    let masks = masks(&inputs.text, &Tensor::ones(shape, (Kind::Int64, Device::Cpu)));
+    sheet.equal("full_attention_mask", &masks.full);
+    sheet.equal("labels", &masks.labels);
+    let logits = model.stage2.logits(&pack(&trace.hidden, &masks.scored));
+    sheet.close_where("logits", &logits, &masks.scored, limits.tensor);
     gradients::compare(&mut sheet, &gradients::of(&model.store), limits.gradient);
-    gradients::compare_names(case, &mut sheet, &model.store, LanguageFamily::T5)?;
+    gradients::compare_names(case, &mut sheet, &model.store, family)?;
     Ok(sheet.finish())
 }
