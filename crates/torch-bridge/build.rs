@@ -1,4 +1,4 @@
-//! Compiles the C++ shim against the libtorch that torch-sys found: about 25 s of g++ on one core, once.
+//! Compiles the C++ shim against the libtorch that torch-sys found: about 40 s of g++ on one core, once.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn main() {
     for folder in [include.clone(), include.join("torch/csrc/api/include")] {
         build.flag("-isystem").flag(folder);
     }
-    build.files(["cpp/compute.cpp", "cpp/recompute.cpp", "cpp/c10d.cpp"]);
+    build.files(["cpp/compute.cpp", "cpp/recompute.cpp", "cpp/c10d.cpp", "cpp/reducer.cpp"]);
     if lib.join("libtorch_cuda.so").exists() {
         println!("cargo:rustc-cfg=nccl");
         build.define("USE_C10D_NCCL", None).file("cpp/nccl.cpp");

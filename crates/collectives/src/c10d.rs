@@ -1,10 +1,11 @@
 //! Ranks that talk through libtorch's c10d: Gloo between CPUs, NCCL between GPUs.
 
 use tch::{Device, Tensor};
-use torch_bridge::{BridgeError, Communicator};
+use torch_bridge::{BridgeError, Communicator, Reducer, Reduction};
 
 use crate::error::{CommError, Operation};
 use crate::group::ProcessGroup;
+use crate::reduce::{GradientDtype, GradientReducer, ReduceOptions};
 
 /// N processes over Gloo or NCCL; [`crate::connect`] makes it.
 pub struct C10dGroup {
@@ -45,11 +46,44 @@ impl ProcessGroup for C10dGroup {
         self.named(Operation::AllGather, self.communicator.all_gather(tensor))
     }
 
+    fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError> {
+        self.named(Operation::AllToAll, self.communicator.all_to_all(tensor, to, from))
+    }
+
     fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), CommError> {
         self.named(Operation::Broadcast, self.communicator.broadcast(tensor, root))
     }
 
     fn barrier(&self) -> Result<(), CommError> {
         self.named(Operation::Barrier, self.communicator.barrier())
+    }
+
+    fn reducer(
+        &self,
+        parameters: &[Tensor],
+        options: ReduceOptions,
+    ) -> Result<Box<dyn GradientReducer>, CommError> {
+        let bf16 = options.dtype == GradientDtype::Bf16;
+        let made = Reducer::new(&self.communicator, parameters, options.bucket_bytes, bf16);
+        let reducer = self.named(Operation::Reduce, made)?;
+        Ok(Box::new(C10dReducer { reducer, rank: self.rank }))
+    }
+}
+
+/// c10d's `Reducer`, whose errors name the rank.
+struct C10dReducer {
+    reducer: Reducer,
+    rank: usize,
+}
+
+impl GradientReducer for C10dReducer {
+    fn accumulate(&mut self, loss: &Tensor) -> Result<(), CommError> {
+        let passed = self.reducer.accumulate(loss);
+        passed.map_err(|error| CommError::new(self.rank, Operation::Reduce, error))
+    }
+
+    fn reduce(&mut self, loss: &Tensor, ready: &(dyn Fn() + Sync)) -> Result<Reduction, CommError> {
+        let reduced = self.reducer.reduce(loss, ready);
+        reduced.map_err(|error| CommError::new(self.rank, Operation::Reduce, error))
     }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use launch::{Source, World};
 use tch::Device;
-use torch_bridge::{Communicator, Membership, Store};
+use torch_bridge::{BridgeError, Communicator, Membership, Store};
 
 use crate::c10d::C10dGroup;
 use crate::error::{CommError, Operation};
 use crate::group::ProcessGroup;
+use crate::place;
 use crate::solo::SoloGroup;
 
 /// How long to wait for the other ranks before calling them lost.
@@ -36,13 +37,19 @@ pub fn connect(world: &World, device: Device) -> Result<Box<dyn ProcessGroup>, C
     connect_within(world, device, Timeouts::default())
 }
 
+/// What carries tensors between ranks. Closed: what libtorch brings along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fabric {
+    /// Sockets between hosts; a GPU's tensors go through the host.
+    Gloo,
+    /// Between GPUs, one a rank.
+    Nccl,
+}
+
 /// Meets the other ranks of `world`: none where it is a world of one, else over Gloo for the CPU and NCCL for a GPU.
 ///
-/// Rank 0 serves the store on `master_addr:master_port` and on no other interface. Returns when all ranks have come.
-///
 /// # Errors
-/// [`CommError::TimedOut`] where a rank does not come, [`CommError::Address`] where rank 0 cannot listen there,
-/// [`CommError::Unsupported`] for a device without a backend in this build.
+/// As [`connect_over`]; [`CommError::Unsupported`] for a device without a backend in this build.
 pub fn connect_within(
     world: &World,
     device: Device,
@@ -51,7 +58,31 @@ pub fn connect_within(
     if world.world_size == 1 {
         return Ok(Box::new(SoloGroup::new(device)));
     }
-    let failed = |error| CommError::new(world.rank, Operation::Rendezvous, error);
+    let fabric = match device {
+        Device::Cpu => Fabric::Gloo,
+        Device::Cuda(_) => Fabric::Nccl,
+        Device::Mps | Device::Vulkan => {
+            let detail = format!("no collectives on {device:?}; use the CPU or CUDA");
+            return Err(CommError::Unsupported { rank: world.rank, detail });
+        }
+    };
+    Ok(Box::new(connect_over(fabric, world, device, timeouts)?))
+}
+
+/// Meets the other ranks of `world` over `fabric`, a world of one too.
+///
+/// Rank 0 serves the store on `master_addr:master_port` and on no other interface. Returns when all ranks have come.
+///
+/// # Errors
+/// [`CommError::TimedOut`] where a rank does not come, [`CommError::Unreachable`] where nobody answers at the meeting
+/// place, [`CommError::Address`] where rank 0 cannot listen there, [`CommError::Unsupported`] where this build has no such
+/// fabric for `device`.
+pub fn connect_over(
+    fabric: Fabric,
+    world: &World,
+    device: Device,
+    timeouts: Timeouts,
+) -> Result<C10dGroup, CommError> {
     let store = store(world, timeouts.init)?;
     let member = Membership {
         store: &store,
@@ -62,21 +93,19 @@ pub fn connect_within(
         init_timeout: timeouts.init,
         op_timeout: timeouts.operation,
     };
-    let communicator = match device {
-        Device::Cpu => {
-            let host = address_facing(world).map_err(|source| address_error(world, source))?;
+    let communicator = match (fabric, device) {
+        (Fabric::Gloo, _) => {
+            let host = address_facing(world).map_err(|source| address_error(world, &source))?;
             Communicator::gloo(&member, &host.to_string())
         }
-        Device::Cuda(index) => Communicator::nccl(&member, index),
-        Device::Mps | Device::Vulkan => Err(torch_bridge::BridgeError::Unsupported(format!(
-            "collectives on {device:?}; use the CPU or CUDA"
-        ))),
+        (Fabric::Nccl, Device::Cuda(index)) => Communicator::nccl(&member, index),
+        (Fabric::Nccl, _) => Err(BridgeError::Unsupported(format!("NCCL between ranks on {device:?}"))),
     }
-    .map_err(failed)?;
+    .map_err(|error| CommError::new(world.rank, Operation::Rendezvous, error))?;
     let group = C10dGroup::new(communicator, world.rank, world.world_size, device);
     // A rank that got through and ended at once must not take the store away from one that still reads it.
     group.barrier()?;
-    Ok(Box::new(group))
+    Ok(group)
 }
 
 fn store(world: &World, timeout: Duration) -> Result<Store, CommError> {
@@ -87,12 +116,20 @@ fn store(world: &World, timeout: Duration) -> Result<Store, CommError> {
             Ok(listener) => Store::serve(listener, world.world_size, timeout),
             // torchrun's agent serves a store there before it starts the ranks, and means them to join it.
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && world.source == Source::Torchrun => join(),
-            Err(source) => return Err(address_error(world, source)),
+            Err(source) => return Err(address_error(world, &source)),
         }
     } else {
         join()
     };
-    opened.map_err(|error| CommError::new(world.rank, Operation::Rendezvous, error))
+    opened.map_err(|error| match place::why_not_joined(address.0, address.1) {
+        Some(detail) if world.rank != 0 => CommError::Unreachable {
+            rank: world.rank,
+            address: format!("{}:{}", address.0, address.1),
+            seconds: timeout.as_secs(),
+            detail,
+        },
+        _ => CommError::new(world.rank, Operation::Rendezvous, error),
+    })
 }
 
 /// This machine's address on the way to rank 0, loopback where rank 0 is met there. Peers reach us by it.
@@ -117,7 +154,11 @@ fn address_facing(world: &World) -> io::Result<IpAddr> {
     Err(last)
 }
 
-fn address_error(world: &World, source: io::Error) -> CommError {
+fn address_error(world: &World, source: &io::Error) -> CommError {
     let address = format!("{}:{}", world.master_addr, world.master_port);
-    CommError::Address { rank: world.rank, address, source }
+    CommError::Address {
+        rank: world.rank,
+        address,
+        detail: place::why_not_listening(world.master_port, source),
+    }
 }

@@ -13,10 +13,14 @@ pub enum Operation {
     AllReduce,
     /// [`crate::ProcessGroup::all_gather`].
     AllGather,
+    /// [`crate::ProcessGroup::all_to_all`].
+    AllToAll,
     /// [`crate::ProcessGroup::broadcast`].
     Broadcast,
     /// [`crate::ProcessGroup::barrier`].
     Barrier,
+    /// [`crate::GradientReducer::reduce`].
+    Reduce,
 }
 
 impl fmt::Display for Operation {
@@ -25,8 +29,10 @@ impl fmt::Display for Operation {
             Self::Rendezvous => "rendezvous",
             Self::AllReduce => "all-reduce",
             Self::AllGather => "all-gather",
+            Self::AllToAll => "all-to-all",
             Self::Broadcast => "broadcast",
             Self::Barrier => "barrier",
+            Self::Reduce => "gradient reduction",
         })
     }
 }
@@ -54,15 +60,30 @@ pub enum CommError {
         /// How long, and for whom.
         detail: String,
     },
-    /// The ranks cannot meet there: set another `MASTER_ADDR` or `MASTER_PORT`.
-    #[error("rank {rank}: {address} is no place to meet: {source}; check MASTER_ADDR and MASTER_PORT")]
+    /// Rank 0 cannot be met there: set another `MASTER_ADDR` or `MASTER_PORT`.
+    #[error("rank {rank}: {address} is no place to meet: {detail}; check MASTER_ADDR and MASTER_PORT")]
     Address {
         /// This rank.
         rank: usize,
         /// Host and port.
         address: String,
-        /// Why.
-        source: std::io::Error,
+        /// Why, and who is in the way.
+        detail: String,
+    },
+    /// Nobody answers at the meeting place: rank 0 does not run, or the name or network leads elsewhere.
+    #[error(
+        "rank {rank}: no rank 0 at {address} within {seconds} s: {detail}; check MASTER_ADDR and MASTER_PORT, and that \
+         rank 0 runs and no firewall is in between"
+    )]
+    Unreachable {
+        /// This rank.
+        rank: usize,
+        /// Host and port as they were given.
+        address: String,
+        /// For how long it was tried.
+        seconds: u64,
+        /// Addresses of the name, what became of each, and this machine's own.
+        detail: String,
     },
     /// The device has no room for what is sent or received: lower the batch size.
     #[error("rank {rank}: no memory for {operation}: {detail}")]

@@ -3,6 +3,7 @@
 use tch::{Device, Tensor};
 
 use crate::error::CommError;
+use crate::reduce::{GradientReducer, ReduceOptions};
 
 /// All ranks of a run, as one of them sees them.
 ///
@@ -32,6 +33,14 @@ pub trait ProcessGroup: Send {
     /// As [`ProcessGroup::all_reduce_sum`].
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, CommError>;
 
+    /// Rows of `tensor` `[sum(to), ...]` to each rank: the first `to[0]` to rank 0, the next `to[1]` to rank 1, and so on.
+    /// What comes, `from[r]` rows of rank r, lies in rank order: `[sum(from), ...]`, a contiguous copy without gradient.
+    /// `to` and `from` have a number for each rank, this one included.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError>;
+
     /// Gives every rank the `tensor` of rank `root`, in place and outside autograd.
     ///
     /// # Errors
@@ -43,4 +52,15 @@ pub trait ProcessGroup: Send {
     /// # Errors
     /// As [`ProcessGroup::all_reduce_sum`].
     fn barrier(&self) -> Result<(), CommError>;
+
+    /// Averages the gradients of `parameters` over ranks during backward passes. Every rank gives trainable leaves of the
+    /// same shapes in the same order: the order in which they travel, so those whose gradients are there first come first.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`]; [`CommError::Backend`] where ranks have other parameters.
+    fn reducer(
+        &self,
+        parameters: &[Tensor],
+        options: ReduceOptions,
+    ) -> Result<Box<dyn GradientReducer>, CommError>;
 }

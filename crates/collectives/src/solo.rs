@@ -1,9 +1,11 @@
 //! A world of one.
 
 use tch::{Device, Tensor};
+use torch_bridge::Reduction;
 
-use crate::error::CommError;
+use crate::error::{CommError, Operation};
 use crate::group::ProcessGroup;
+use crate::reduce::{GradientReducer, ReduceOptions};
 
 /// A world of one: same path, same gradients. What is gathered carries no gradient here either.
 #[derive(Clone, Copy, Debug)]
@@ -42,11 +44,45 @@ impl ProcessGroup for SoloGroup {
         Ok(if own.dim() == 0 { own.view([1]) } else { own })
     }
 
+    fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError> {
+        if to != from || to != [tensor.size()[0]] {
+            let detail = format!("rows {to:?} to ranks and {from:?} from ranks in a world of one");
+            return Err(CommError::Backend { rank: 0, operation: Operation::AllToAll, detail });
+        }
+        self.all_gather(tensor)
+    }
+
     fn broadcast(&self, _tensor: &mut Tensor, _root: usize) -> Result<(), CommError> {
         Ok(())
     }
 
     fn barrier(&self) -> Result<(), CommError> {
         Ok(())
+    }
+
+    fn reducer(
+        &self,
+        parameters: &[Tensor],
+        options: ReduceOptions,
+    ) -> Result<Box<dyn GradientReducer>, CommError> {
+        Ok(Box::new(SoloReducer { bytes: options.bytes(parameters) }))
+    }
+}
+
+/// The mean over one rank. Nothing travels, so nothing is rounded; its bytes are those that each of more ranks would send.
+struct SoloReducer {
+    bytes: u64,
+}
+
+impl GradientReducer for SoloReducer {
+    fn accumulate(&mut self, loss: &Tensor) -> Result<(), CommError> {
+        loss.backward();
+        Ok(())
+    }
+
+    fn reduce(&mut self, loss: &Tensor, ready: &(dyn Fn() + Sync)) -> Result<Reduction, CommError> {
+        loss.backward();
+        ready();
+        Ok(Reduction { bytes: self.bytes, ..Reduction::default() })
     }
 }

@@ -1,7 +1,9 @@
-//! What every process group must do, alone and as real processes; and what happens when a peer does not.
+//! Process groups alone and as real processes, all through one suite; and what happens when a peer does not answer.
 //!
 //! A test starts this very program once per rank, with [`RANK`] in its environment and [`rank_process`] as its test.
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
+mod suite;
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -10,112 +12,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use collectives::{
-    CommError, Operation, ProcessGroup, SoloGroup, Timeouts, all_reduce_mean_bucketed, connect,
-    connect_within,
+    CommError, Fabric, GradientDtype, Operation, ProcessGroup, ReduceOptions, SoloGroup, Timeouts, connect,
+    connect_over, connect_within,
 };
 use launch::{Source, World};
-use tch::{Device, Kind, Tensor};
+use suite::conforms;
+use tch::{Cuda, Device, Kind, Tensor};
 use torch_bridge::Store;
 
 /// `SCENARIO RANK WORLD_SIZE PORT GENERATION FOLDER`.
 const RANK: &str = "BLIP2_TEST_RANK";
 const IMPATIENT: Timeouts = Timeouts { init: Duration::from_secs(20), operation: Duration::from_secs(2) };
-
-// ---- the suite: a new backend is one more test, not a new suite
-
-fn conforms(group: &dyn ProcessGroup, folder: &Path) {
-    gathers_in_rank_order(group);
-    sums(group);
-    broadcasts(group);
-    barrier_waits_for_all(group, folder);
-    averages_in_buckets(group);
-}
-
-fn gathers_in_rank_order(group: &dyn ProcessGroup) {
-    let (rank, n) = (group.rank() as i64, group.world_size() as i64);
-    let own = Tensor::from_slice(&[rank as f32, rank as f32 + 0.5]).view([2, 1]).set_requires_grad(true);
-    let gathered = group.all_gather(&own).unwrap();
-    assert_eq!(gathered.size(), [2 * n, 1]);
-    let expected: Vec<f32> = (0..n).flat_map(|r| [r as f32, r as f32 + 0.5]).collect();
-    assert_eq!(Vec::<f32>::try_from(gathered.view([-1])).unwrap(), expected);
-    assert!(!gathered.requires_grad(), "gathered is detached");
-    let _ = gathered.shallow_clone().fill_(-1.0);
-    assert_eq!(own.double_value(&[0, 0]), rank as f64, "gathered is a copy");
-
-    let scalar = group.all_gather(&Tensor::from(rank)).unwrap();
-    assert_eq!(Vec::<i64>::try_from(scalar).unwrap(), (0..n).collect::<Vec<_>>());
-
-    let strided = Tensor::from_slice(&[rank, 10, 20, 30]).view([2, 2]).transpose(0, 1);
-    let gathered = group.all_gather(&strided).unwrap();
-    let expected: Vec<i64> = (0..n).flat_map(|r| [r, 20, 10, 30]).collect();
-    assert_eq!(Vec::<i64>::try_from(gathered.view([-1])).unwrap(), expected);
-}
-
-fn sums(group: &dyn ProcessGroup) {
-    let (rank, n) = (group.rank() as f64, group.world_size() as f64);
-    let expected = n * (n + 1.0) / 2.0;
-    for kind in [Kind::Float, Kind::Double, Kind::Int64, Kind::BFloat16] {
-        let mut tensor = Tensor::from(rank + 1.0).to_kind(kind);
-        group.all_reduce_sum(&mut tensor).unwrap();
-        assert_eq!((tensor.kind(), tensor.double_value(&[])), (kind, expected));
-    }
-    let whole = Tensor::zeros([3, 2], (Kind::Float, Device::Cpu));
-    let mut column = whole.select(1, 1);
-    let _ = column.fill_(rank + 1.0);
-    group.all_reduce_sum(&mut column).unwrap();
-    let e = expected as f32;
-    assert_eq!(
-        Vec::<f32>::try_from(whole.view([-1])).unwrap(),
-        [0.0, e, 0.0, e, 0.0, e],
-        "only the view is summed"
-    );
-    let mut leaf = Tensor::from(rank as f32 + 1.0).set_requires_grad(true);
-    group.all_reduce_sum(&mut leaf).unwrap();
-    assert!(leaf.requires_grad() && leaf.is_leaf() && leaf.double_value(&[]) == expected);
-}
-
-fn broadcasts(group: &dyn ProcessGroup) {
-    for root in 0..group.world_size() {
-        let mut tensor = Tensor::from_slice(&[group.rank() as i64, 7]);
-        group.broadcast(&mut tensor, root).unwrap();
-        assert_eq!(Vec::<i64>::try_from(tensor).unwrap(), [root as i64, 7]);
-    }
-}
-
-fn barrier_waits_for_all(group: &dyn ProcessGroup, folder: &Path) {
-    let here = |rank: usize| folder.join(format!("before_barrier_{rank}"));
-    // The last rank comes late, so that a barrier that waits for nobody is found out.
-    std::thread::sleep(Duration::from_millis(100 * group.rank() as u64));
-    fs::write(here(group.rank()), "").unwrap();
-    group.barrier().unwrap();
-    assert!((0..group.world_size()).all(|rank| here(rank).exists()));
-}
-
-fn averages_in_buckets(group: &dyn ProcessGroup) {
-    let (rank, n) = (group.rank() as f64, group.world_size() as f64);
-    let shapes: [(&[i64], Kind); 4] =
-        [(&[5, 3], Kind::Float), (&[], Kind::Float), (&[4], Kind::Double), (&[2, 2], Kind::Float)];
-    let tensors: Vec<Tensor> = shapes
-        .iter()
-        .enumerate()
-        .map(|(i, (shape, kind))| Tensor::full(*shape, rank + i as f64, (*kind, Device::Cpu)))
-        .collect();
-    let strided = tensors[3].transpose(0, 1);
-    let tensors: Vec<Tensor> = tensors.into_iter().chain([strided]).collect();
-    let bytes = all_reduce_mean_bucketed(group, &tensors[..3], 40).unwrap();
-    assert_eq!(bytes, 4 * 16 + 8 * 4);
-    for (i, tensor) in tensors[..3].iter().enumerate() {
-        let mean = (n - 1.0) / 2.0 + i as f64;
-        assert_eq!(
-            (tensor.min().double_value(&[]), tensor.max().double_value(&[])),
-            (mean, mean),
-            "tensor {i}"
-        );
-    }
-    assert_eq!(all_reduce_mean_bucketed(group, &tensors[4..], 1 << 20).unwrap(), 16, "a strided tensor");
-    assert_eq!(tensors[3].max().double_value(&[]), (n - 1.0) / 2.0 + 3.0);
-    assert_eq!(all_reduce_mean_bucketed(group, &[], 1 << 20).unwrap(), 0);
-}
 
 // ---- tests
 
@@ -137,6 +44,42 @@ fn gloo_conforms_with_3_ranks() {
     Ranks::start("conforms", 3).all_succeed();
 }
 
+/// A world of one that does not take the short way.
+#[test]
+fn gloo_conforms_with_1_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(0, 1, free_port(), 0);
+    conforms(&connect_over(Fabric::Gloo, &world, Device::Cpu, IMPATIENT).unwrap(), folder.path());
+}
+
+/// One rank a GPU, as many as there are.
+#[test]
+fn nccl_conforms() {
+    match gpus() {
+        0 => println!("skipped: NCCL needs a GPU and a libtorch with CUDA, neither of which is here"),
+        gpus => Ranks::start("nccl_conforms", gpus).all_succeed(),
+    }
+}
+
+/// Tensors of one card through the host.
+#[test]
+fn gloo_conforms_with_2_ranks_on_one_gpu() {
+    match gpus() {
+        0 => println!("skipped: no GPU here"),
+        _ => Ranks::start("gloo_conforms_on_one_gpu", 2).all_succeed(),
+    }
+}
+
+#[test]
+fn a_peer_that_is_killed_in_a_backward_pass_is_an_error_and_no_hang() {
+    Ranks::start("peer_is_killed_in_backward", 3).all_succeed_but_killed(1);
+}
+
+#[test]
+fn ranks_that_train_other_parameters_are_told_so() {
+    Ranks::start("parameters_differ", 2).all_succeed();
+}
+
 #[test]
 fn ranks_listen_on_loopback_only() {
     Ranks::start("listens_on_loopback", 2).all_succeed();
@@ -155,23 +98,64 @@ fn a_silent_peer_is_a_timeout() {
 #[test]
 fn a_rank_that_never_comes_is_a_timeout() {
     let hasty = Timeouts { init: Duration::from_secs(2), operation: Duration::from_secs(2) };
-    for rank in [0, 1] {
-        let started = Instant::now();
-        let error = connect_within(&world(rank, 2, free_port(), 0), Device::Cpu, hasty).err().unwrap();
-        let CommError::TimedOut { rank: named, operation: Operation::Rendezvous, .. } = error else {
-            panic!("rank {rank}: {error}");
-        };
-        assert_eq!(named, rank);
-        assert!(started.elapsed() < Duration::from_secs(15), "rank {rank}");
+    let started = Instant::now();
+    let error = connect_within(&world(0, 2, free_port(), 0), Device::Cpu, hasty).err().unwrap();
+    let CommError::TimedOut { rank: 0, operation: Operation::Rendezvous, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(started.elapsed() < Duration::from_secs(15));
+}
+
+/// Rank 1's error where rank 0 is to be met at `host`, and how long it took.
+fn cannot_join(host: &str) -> (String, Duration) {
+    let hasty = Timeouts { init: Duration::from_secs(2), operation: Duration::from_secs(2) };
+    let world = World { master_addr: host.into(), ..world(1, 2, free_port(), 0) };
+    let started = Instant::now();
+    let error = connect_within(&world, Device::Cpu, hasty).err().unwrap();
+    assert!(matches!(&error, CommError::Unreachable { rank: 1, seconds: 2, .. }), "{error}");
+    (error.to_string(), started.elapsed())
+}
+
+/// Row T2 of the fault matrix: address, answer of the name server, error number, own interfaces, what to do.
+#[test]
+fn a_meeting_place_that_cannot_be_reached_is_explained() {
+    let own = "this machine has lo 127.0.0.1";
+    for (host, parts) in [
+        ("127.0.0.1", ["127.0.0.1:", "nobody listens there", "os error 111", own]),
+        ("no-such-host.invalid", ["no-such-host.invalid:", "has no address", "check MASTER_ADDR", own]),
+    ] {
+        let (message, took) = cannot_join(host);
+        for part in parts {
+            assert!(message.contains(part), "no {part:?} in {message}");
+        }
+        assert!(took < Duration::from_secs(15), "{host}: {took:?}");
     }
+}
+
+#[test]
+fn rank_0_on_another_machines_address_is_told_its_own() {
+    // TEST-NET-3 (RFC 5737) belongs to nobody.
+    let world = World { master_addr: "203.0.113.1".into(), ..world(0, 2, free_port(), 0) };
+    let started = Instant::now();
+    let error = connect_within(&world, Device::Cpu, IMPATIENT).err().unwrap();
+    assert!(matches!(error, CommError::Address { rank: 0, .. }), "{error}");
+    let message = error.to_string();
+    for part in ["203.0.113.1:", "not of this machine", "lo 127.0.0.1", "os error 99"] {
+        assert!(message.contains(part), "no {part:?} in {message}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(1));
 }
 
 #[test]
 fn a_taken_port_is_named() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
+    let started = Instant::now();
     let error = connect_within(&world(0, 2, port, 0), Device::Cpu, IMPATIENT).err().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(1));
     assert!(matches!(&error, CommError::Address { address, .. } if *address == format!("127.0.0.1:{port}")));
+    let holder = format!("process {} (", std::process::id());
+    assert!(error.to_string().contains(&holder), "row T1: {error}");
 }
 
 /// torchrun's agent serves one store for all restarts.
@@ -199,9 +183,18 @@ fn rank_process() {
     if parts[0] == "conforms_under_torchrun" {
         world.source = Source::Torchrun;
     }
-    let group = connect_within(&world, Device::Cpu, IMPATIENT).unwrap();
+    let (fabric, device) = match parts[0] {
+        "nccl_conforms" => (Fabric::Nccl, Device::Cuda(world.local_rank)),
+        "gloo_conforms_on_one_gpu" => (Fabric::Gloo, Device::Cuda(0)),
+        _ => (Fabric::Gloo, Device::Cpu),
+    };
+    let group: Box<dyn ProcessGroup> = Box::new(connect_over(fabric, &world, device, IMPATIENT).unwrap());
     match parts[0] {
-        "conforms" | "conforms_under_torchrun" => conforms(group.as_ref(), &folder),
+        "conforms" | "conforms_under_torchrun" | "nccl_conforms" | "gloo_conforms_on_one_gpu" => {
+            conforms(group.as_ref(), &folder);
+        }
+        "peer_is_killed_in_backward" => peer_is_killed_in_backward(group.as_ref()),
+        "parameters_differ" => parameters_differ(group.as_ref()),
         "listens_on_loopback" => listens_on_loopback(group.as_ref()),
         "peer_is_killed" => peer_is_killed(group.as_ref()),
         "peer_is_silent" => peer_is_silent(group.as_ref(), &folder),
@@ -245,6 +238,34 @@ fn peer_is_killed(group: &dyn ProcessGroup) {
     };
     assert_eq!(rank, group.rank());
     assert!(detail.contains("127.0.0.1"), "names the connection: {detail}");
+}
+
+const REDUCE: ReduceOptions = ReduceOptions { bucket_bytes: 1 << 16, dtype: GradientDtype::Fp32 };
+
+fn peer_is_killed_in_backward(group: &dyn ProcessGroup) {
+    let leaf = Tensor::ones([1 << 20], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let mut reducer = group.reducer(&[leaf.shallow_clone()], REDUCE).unwrap();
+    if group.rank() == 1 {
+        let own = std::process::id().to_string();
+        Command::new("sh").args(["-c", "kill -9 \"$1\"", "sh", &own]).status().unwrap();
+    }
+    let started = Instant::now();
+    let error = reducer.reduce(&leaf.sum(Kind::Float), &|| ()).unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let CommError::PeerGone { rank, operation: Operation::Reduce, .. } = error else {
+        panic!("rank {}: {error}", group.rank());
+    };
+    assert_eq!(rank, group.rank());
+}
+
+fn parameters_differ(group: &dyn ProcessGroup) {
+    let width = 3 + group.rank() as i64;
+    let leaf = Tensor::ones([width], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    // Rank 0's are the measure, and it is told by the others' end.
+    match group.reducer(&[leaf], REDUCE) {
+        Ok(_) => assert_eq!(group.rank(), 0),
+        Err(error) => assert!(error.to_string().contains("sizes"), "{error}"),
+    }
 }
 
 fn peer_is_silent(group: &dyn ProcessGroup, folder: &Path) {
@@ -321,6 +342,10 @@ impl Drop for Ranks {
             let _ = child.wait();
         }
     }
+}
+
+fn gpus() -> usize {
+    usize::try_from(Cuda::device_count()).unwrap_or(0)
 }
 
 fn free_port() -> u16 {

@@ -126,6 +126,9 @@ pub fn log_line(record: &StepRecord, steps: Option<u64>, eta: Option<Duration>) 
         let (wait, comm) = (record.data_wait_seconds, record.comm_seconds);
         let _ = write!(line, "  {:.1} pairs/s  step {:.3} s", record.pairs_per_second, record.step_seconds);
         let _ = write!(line, "  data wait {wait:.3} s  comm {comm:.3} s");
+        if comm > 0.0 {
+            let _ = write!(line, " ({:.0} % hidden)", 100.0 * record.comm_hidden_seconds / comm);
+        }
     }
     for (name, value) in record.losses.iter().chain(&record.metrics) {
         let _ = write!(line, "  {name} {value:.4}");
@@ -180,11 +183,12 @@ mod tests {
         (record.lr, record.grad_norm) = (Some(2.9e-4), Some(1.2345));
         (record.pairs_per_second, record.step_seconds) = (41.25, 1.5521);
         (record.data_wait_seconds, record.comm_seconds) = (0.012, 0.05);
+        record.comm_hidden_seconds = 0.04;
         record.peak_memory_bytes = 2 << 30;
         assert_eq!(
             log_line(&record, Some(400), Some(Duration::from_secs(432))),
-            "stage1 step 120/400  41.2 pairs/s  step 1.552 s  data wait 0.012 s  comm 0.050 s  loss_itc 2.3123  \
-             itm_accuracy 0.7500  lr 2.900e-4  grad_norm 1.234  memory 2.00 GiB  eta 7 min 12 s"
+            "stage1 step 120/400  41.2 pairs/s  step 1.552 s  data wait 0.012 s  comm 0.050 s (80 % hidden)  \
+             loss_itc 2.3123  itm_accuracy 0.7500  lr 2.900e-4  grad_norm 1.234  memory 2.00 GiB  eta 7 min 12 s"
         );
     }
 

@@ -83,9 +83,12 @@ pub struct StepRecord {
     /// Seconds of `step_seconds` in which this rank waited for its batch.
     #[serde(with = "finite")]
     pub data_wait_seconds: f64,
-    /// Seconds of `step_seconds` spent inside collectives.
+    /// Seconds of `step_seconds` in which gradients were on their way to other ranks, waiting for slower ranks included.
     #[serde(with = "finite")]
     pub comm_seconds: f64,
+    /// The part of `comm_seconds` in which this rank still had gradients to compute: what communication did not cost.
+    #[serde(default, with = "finite")]
+    pub comm_hidden_seconds: f64,
     /// Bytes that this rank handed to the gradient all-reduce in this step.
     pub bytes_reduced: u64,
     /// Largest resident set of the process that writes the record (rank 0) so far: [`crate::memory::peak_rss_bytes`].
@@ -113,6 +116,7 @@ impl StepRecord {
             step_seconds: 0.0,
             data_wait_seconds: 0.0,
             comm_seconds: 0.0,
+            comm_hidden_seconds: 0.0,
             bytes_reduced: 0,
             peak_memory_bytes: 0,
             metrics: BTreeMap::new(),

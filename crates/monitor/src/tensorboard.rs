@@ -259,6 +259,7 @@ fn scalars(record: &StepRecord) -> Vec<(String, f64)> {
         ("step_seconds", record.step_seconds),
         ("data_wait_seconds", record.data_wait_seconds),
         ("comm_seconds", record.comm_seconds),
+        ("comm_hidden_seconds", record.comm_hidden_seconds),
         ("bytes_reduced", record.bytes_reduced as f64),
         ("peak_memory_bytes", record.peak_memory_bytes as f64),
     ];

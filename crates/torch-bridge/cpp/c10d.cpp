@@ -3,26 +3,9 @@
 #include "failure.h"
 #include "group.h"
 
-#include <chrono>
-#include <thread>
-
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
-
-namespace {
-
-void finish(const BridgeGroup& group, const c10::intrusive_ptr<c10d::Work>& work) {
-  if (group.cuda) {
-    // NCCL's wait() only orders streams. The host waits too, so that a lost peer is an error here and not in some
-    // later kernel. A hang is ended by c10d's own watchdog, which aborts the communicator after the group's timeout.
-    while (!work->isCompleted()) std::this_thread::sleep_for(std::chrono::microseconds(20));
-    if (auto failure = work->exception()) std::rethrow_exception(failure);
-  }
-  work->wait();
-}
-
-} // namespace
 
 extern "C" {
 
@@ -84,14 +67,14 @@ void bridge_group_free(BridgeGroup* group) {
 int bridge_all_reduce_sum(const BridgeGroup* group, const at::Tensor* tensor, char** message) {
   return bridge::guarded(message, [&] {
     std::vector<at::Tensor> tensors{*tensor};
-    finish(*group, group->backend->allreduce(tensors));
+    bridge::finish(*group, group->backend->allreduce(tensors));
   });
 }
 
 int bridge_all_gather(const BridgeGroup* group, const at::Tensor* output, const at::Tensor* input, char** message) {
   return bridge::guarded(message, [&] {
     at::Tensor gathered = *output, own = *input;
-    finish(*group, group->backend->_allgather_base(gathered, own));
+    bridge::finish(*group, group->backend->_allgather_base(gathered, own));
   });
 }
 
@@ -100,7 +83,23 @@ int bridge_broadcast(const BridgeGroup* group, const at::Tensor* tensor, int roo
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    finish(*group, group->backend->broadcast(tensors, options));
+    bridge::finish(*group, group->backend->broadcast(tensors, options));
+  });
+}
+
+// Rank r's `input_rows[q]` rows go to rank q, behind those for the ranks before it; what comes lies in rank order.
+int bridge_all_to_all(
+    const BridgeGroup* group,
+    const at::Tensor* output,
+    const at::Tensor* input,
+    const int64_t* output_rows,
+    const int64_t* input_rows,
+    char** message) {
+  return bridge::guarded(message, [&] {
+    at::Tensor received = *output, own = *input;
+    const int ranks = group->backend->getSize();
+    std::vector<int64_t> from(output_rows, output_rows + ranks), to(input_rows, input_rows + ranks);
+    bridge::finish(*group, group->backend->alltoall_base(received, own, from, to));
   });
 }
 
@@ -109,7 +108,7 @@ int bridge_barrier(const BridgeGroup* group, char** message) {
     c10d::BarrierOptions options;
     options.device = group->cuda;
     if (group->cuda) options.device_ids = {group->cuda->index()};
-    finish(*group, group->backend->barrier(options));
+    bridge::finish(*group, group->backend->barrier(options));
   });
 }
 

@@ -135,6 +135,29 @@ impl Communicator {
         Ok(gathered)
     }
 
+    /// Rows of `tensor` `[sum(to), ...]` to each rank: the first `to[0]` to rank 0, the next `to[1]` to rank 1. What comes,
+    /// `from[r]` rows of rank r, lies in rank order, `[sum(from), ...]`, without gradient.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_sum`]; [`BridgeError::Torch`] where `to` and `from` are not one number a rank.
+    pub fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, BridgeError> {
+        let ranks = self.world_size as usize;
+        if to.len() != ranks || from.len() != ranks {
+            let text = format!("{} and {} counts of rows for {ranks} ranks", to.len(), from.len());
+            return Err(BridgeError::Torch(text));
+        }
+        let own = tensor.detach().contiguous();
+        let mut shape = own.size();
+        shape[0] = from.iter().sum();
+        let received = Tensor::empty(shape.as_slice(), (own.kind(), own.device()));
+        // SAFETY: a live group; two live, contiguous tensors; two lists of `world_size` numbers.
+        checked(|message| unsafe {
+            let (output, input) = (received.as_ptr(), own.as_ptr());
+            sys::bridge_all_to_all(self.raw, output, input, from.as_ptr(), to.as_ptr(), message)
+        })?;
+        Ok(received)
+    }
+
     /// Returns when every rank has called it.
     ///
     /// # Errors
@@ -142,6 +165,10 @@ impl Communicator {
     pub fn barrier(&self) -> Result<(), BridgeError> {
         // SAFETY: a live group.
         checked(|message| unsafe { sys::bridge_barrier(self.raw, message) })
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const RawGroup {
+        self.raw
     }
 
     /// c10d walks raw memory: it gets a contiguous tensor outside autograd, and a strided one gets the result copied.

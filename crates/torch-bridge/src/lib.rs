@@ -1,5 +1,5 @@
-//! What libtorch has and tch does not bind: c10d process groups, the fused AdamW step, autocast dtypes,
-//! recomputation in the backward pass.
+//! What libtorch has and tch does not bind: c10d process groups and gradient reduction, the fused AdamW step,
+//! autocast dtypes, recomputation in the backward pass.
 //!
 //! The only crate with `unsafe`. It decides nothing: addresses, timeouts and dtypes come from the caller. A C++ exception
 //! never crosses into Rust; it arrives as [`BridgeError`].
@@ -12,6 +12,7 @@ mod cpu;
 mod error;
 mod group;
 mod recompute;
+mod reducer;
 mod store;
 mod sys;
 
@@ -22,4 +23,5 @@ pub use cpu::cpu_has_fast_bf16;
 pub use error::BridgeError;
 pub use group::{Communicator, Membership};
 pub use recompute::recomputed;
+pub use reducer::{Reducer, Reduction};
 pub use store::Store;

@@ -6,6 +6,7 @@ use std::marker::{PhantomData, PhantomPinned};
 use torch_sys::C_tensor;
 
 use crate::adamw::AdamWStep;
+use crate::reducer::Reduction;
 
 /// `BridgeStore` of `cpp/group.h`.
 #[repr(C)]
@@ -17,6 +18,13 @@ pub(crate) struct RawStore {
 /// `BridgeGroup` of `cpp/group.h`.
 #[repr(C)]
 pub(crate) struct RawGroup {
+    _opaque: [u8; 0],
+    _not_send: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+/// `BridgeReducer` of `cpp/reducer.cpp`.
+#[repr(C)]
+pub(crate) struct RawReducer {
     _opaque: [u8; 0],
     _not_send: PhantomData<(*mut u8, PhantomPinned)>,
 }
@@ -133,5 +141,37 @@ unsafe extern "C" {
         root: c_int,
         message: *mut *mut c_char,
     ) -> c_int;
+    pub(crate) fn bridge_all_to_all(
+        group: *const RawGroup,
+        output: *const C_tensor,
+        input: *const C_tensor,
+        output_rows: *const i64,
+        input_rows: *const i64,
+        message: *mut *mut c_char,
+    ) -> c_int;
     pub(crate) fn bridge_barrier(group: *const RawGroup, message: *mut *mut c_char) -> c_int;
+
+    pub(crate) fn bridge_reducer_open(
+        group: *const RawGroup,
+        parameters: *const *const C_tensor,
+        count: usize,
+        bucket_bytes: i64,
+        bf16: c_int,
+        out: *mut *mut RawReducer,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_reducer_free(reducer: *mut RawReducer);
+    pub(crate) fn bridge_reducer_accumulate(
+        reducer: *const RawReducer,
+        loss: *const C_tensor,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_reducer_reduce(
+        reducer: *const RawReducer,
+        loss: *const C_tensor,
+        ready: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+        out: *mut Reduction,
+        message: *mut *mut c_char,
+    ) -> c_int;
 }

@@ -7,6 +7,7 @@ mod file;
 
 use std::path::PathBuf;
 
+use collectives::GradientDtype;
 use serde::{Deserialize, Serialize};
 
 /// The whole run: data, models, both stages, evaluation.
@@ -25,6 +26,25 @@ pub struct Config {
     pub stage2: StageConfig,
     /// Held-out splits and what is measured on them.
     pub evaluation: EvaluationConfig,
+    /// How ranks share the work.
+    #[serde(default)]
+    pub distributed: DistributedConfig,
+}
+
+/// How ranks share the work.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DistributedConfig {
+    /// Gradients travel in messages of about so many MiB (PyTorch's DDP: 25).
+    pub bucket_mib: f64,
+    /// As what they travel: `fp32`, or `bf16` for half the bytes.
+    pub gradient_dtype: GradientDtype,
+}
+
+impl Default for DistributedConfig {
+    fn default() -> Self {
+        Self { bucket_mib: 25.0, gradient_dtype: GradientDtype::Fp32 }
+    }
 }
 
 /// Name, folder, seed, device.

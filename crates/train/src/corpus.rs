@@ -120,7 +120,7 @@ fn why_lacking(index: &Index, sample: usize, transform: &data::Transform) -> Sam
 mod tests {
     use std::path::Path;
 
-    use collectives::{CommError, SoloGroup};
+    use collectives::{CommError, GradientReducer, ReduceOptions, SoloGroup};
     use tch::{Device, Kind};
 
     use super::*;
@@ -149,11 +149,21 @@ mod tests {
         fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, CommError> {
             self.solo.all_gather(tensor)
         }
+        fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError> {
+            self.solo.all_to_all(tensor, to, from)
+        }
         fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), CommError> {
             self.solo.broadcast(tensor, root)
         }
         fn barrier(&self) -> Result<(), CommError> {
             Ok(())
+        }
+        fn reducer(
+            &self,
+            parameters: &[Tensor],
+            options: ReduceOptions,
+        ) -> Result<Box<dyn GradientReducer>, CommError> {
+            self.solo.reducer(parameters, options)
         }
     }
 

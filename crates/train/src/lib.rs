@@ -19,6 +19,7 @@ mod optim;
 mod pairs;
 mod phases;
 mod plan;
+mod reduction;
 mod session;
 mod sizes;
 mod stage;
@@ -61,7 +62,7 @@ pub fn describe(path: &Path, overrides: &[String], world_size: usize) -> Result<
             "\n  {}: {} trainable parameters, {:.1} MB reduced per step and rank",
             phase.name(),
             grouped(parameters),
-            4e-6 * parameters as f64
+            1e-6 * plan.reduce.dtype.bytes(parameters.unsigned_abs()) as f64
         );
     }
     Ok(text)

@@ -22,6 +22,7 @@ use crate::evaluate::{self, Rerank, Split};
 use crate::optim::AdamW;
 use crate::pairs::{Cached, Draws, PairSource};
 use crate::plan::StagePlan;
+use crate::reduction;
 use crate::session::Session;
 use crate::stage::{Stage, random_name};
 use crate::state::TrainState;
@@ -150,9 +151,10 @@ impl Run {
         session.metrics.line(&format!(
             "{}: {parameters} trainable parameters, {:.1} MB reduced per step and rank, from step {}",
             plan.phase.name(),
-            4e-6 * parameters as f64,
+            1e-6 * session.plan.reduce.dtype.bytes(parameters) as f64,
             state.step
         ));
+        let reducer = reduction::reducer(session, &stage)?;
         session.metrics.begin_phase(plan.phase, plan.steps, state.step);
         let (device, autocast) = (session.plan.device, session.plan.autocast);
         let how = Rerank::of(&session.plan.config.evaluation);
@@ -162,8 +164,17 @@ impl Run {
         };
         let config = session.plan.config.clone();
         let pairs = pair_source(session, &config, tools, train, (plan, &state))?;
-        let mut trainer =
-            Trainer { session, plan, stage, optimizer, pairs, checkpoints, validate: &validate, state };
+        let mut trainer = Trainer {
+            session,
+            plan,
+            stage,
+            optimizer,
+            reducer,
+            pairs,
+            checkpoints,
+            validate: &validate,
+            state,
+        };
         trainer.run()?;
         let state = trainer.state.clone();
         let skipped = trainer.pairs.skipped().cloned();
@@ -212,7 +223,7 @@ impl Run {
     fn close(&mut self, phase: Phase, parameters: u64, state: &TrainState) -> Result<(), TrainError> {
         let ledger = &mut self.session.ledger;
         ledger.trainable.insert(phase, parameters);
-        ledger.bytes_per_step.insert(phase, 4 * parameters);
+        ledger.bytes_per_step.insert(phase, self.session.plan.reduce.dtype.bytes(parameters));
         ledger.pairs_per_second.insert(phase, state.pairs_seen as f64 / state.train_seconds);
         self.account(phase, state.train_seconds)
     }

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use collectives::ReduceOptions;
 use launch::World;
 use monitor::Phase;
 use tch::{Device, Kind};
@@ -35,6 +36,8 @@ pub struct Plan {
     pub stage2: StagePlan,
     /// The same from a fresh Q-Former, where the config asks for it.
     pub stage2_without_stage1: Option<StagePlan>,
+    /// How gradients travel.
+    pub reduce: ReduceOptions,
 }
 
 /// One phase of training, in numbers.
@@ -127,8 +130,13 @@ impl Plan {
             false => None,
         };
         let features = features(&config);
+        let reduce = ReduceOptions {
+            bucket_bytes: (config.distributed.bucket_mib * f64::from(1 << 20)) as usize,
+            dtype: config.distributed.gradient_dtype,
+        };
         Ok(Self {
             features,
+            reduce,
             config,
             world,
             device,
@@ -245,6 +253,10 @@ fn check(config: &Config) -> Result<(), String> {
         (qformer.cross_attention_freq > 0, "model.qformer.cross_attention_freq must be at least 1"),
         (qformer.projection_size > 0, "model.qformer.projection_size must be at least 1"),
         (config.model.language.max_new_tokens >= 2, "model.language.max_new_tokens must be at least 2"),
+        (
+            config.distributed.bucket_mib > 0.0 && config.distributed.bucket_mib <= 65536.0,
+            "distributed.bucket_mib must be more than 0 and at most 65536",
+        ),
         (evaluation.rerank_candidates > 0, "evaluation.rerank_candidates must be at least 1"),
         (evaluation.rerank_itc_weight >= 0.0, "evaluation.rerank_itc_weight must be 0 or more"),
         (

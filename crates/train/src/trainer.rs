@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use collectives::ProcessGroup;
+use collectives::{GradientReducer, ProcessGroup, Reduction};
 use launch::WorkerPhase;
 use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
@@ -20,8 +20,6 @@ use crate::stage::{self, Stage};
 use crate::state::{Best, TrainState};
 use crate::status::Status;
 
-/// Gradient buckets of one all-reduce, in bytes (as PyTorch's DDP).
-const BUCKET_BYTES: usize = 25 << 20;
 /// After this many steps in a row without a finite loss the run gives up.
 const MAX_NOT_FINITE_IN_A_ROW: u64 = 20;
 
@@ -35,6 +33,8 @@ pub struct Trainer<'a> {
     pub stage: Stage,
     /// Its optimizer.
     pub optimizer: AdamW,
+    /// Backward passes, in which gradients meet those of other ranks.
+    pub reducer: Box<dyn GradientReducer>,
     /// Where pairs come from.
     pub pairs: PairSource<'a>,
     /// Where snapshots go.
@@ -58,8 +58,7 @@ struct StepReport {
     status: Status,
     lr: f64,
     grad_norm: f64,
-    bytes_reduced: u64,
-    comm_seconds: f64,
+    reduction: Reduction,
 }
 
 impl Trainer<'_> {
@@ -90,13 +89,14 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Forward, backward, reduce, decide together, update.
+    /// Forward, backward with reduction, decide together, update.
     fn step(&mut self, micro_batches: &[MicroBatch]) -> Result<StepReport, TrainError> {
         self.session.progress.write(WorkerPhase::Compute, self.state.step);
         let mut losses = Vec::with_capacity(micro_batches.len());
+        let mut reduction = Reduction::default();
         let scale = self.state.loss_scale.factor(self.session.plan.autocast);
         let weights = stage::weights(micro_batches, self.session.group.as_ref())?;
-        for (batch, weight) in micro_batches.iter().zip(weights) {
+        for (i, (batch, weight)) in micro_batches.iter().zip(weights).enumerate() {
             let features = self.pairs.features(&batch.image);
             // Dropout's generator is set anew for each forward: no state to resume, and ranks differ.
             tch::manual_seed(batch.dropout_seed);
@@ -105,15 +105,17 @@ impl Trainer<'_> {
                     self.stage.losses(batch, &features, self.session.group.as_ref())
                 })?;
             let step_losses = step_losses.weighted(weight);
-            (&step_losses.total * scale).backward();
+            let loss = &step_losses.total * scale;
+            if i + 1 < micro_batches.len() {
+                self.reducer.accumulate(&loss)?;
+            } else {
+                // From here on this rank only waits: what it is late for is another's doing.
+                let (progress, step) = (&self.session.progress, self.state.step);
+                reduction = self.reducer.reduce(&loss, &|| progress.write(WorkerPhase::Reduce, step))?;
+            }
             losses.push(step_losses);
         }
         let gradients = self.optimizer.gradients();
-        self.session.progress.write(WorkerPhase::Reduce, self.state.step);
-        let reducing = Instant::now();
-        let bytes_reduced =
-            collectives::all_reduce_mean_bucketed(self.session.group.as_ref(), &gradients, BUCKET_BYTES)?;
-        let comm_seconds = reducing.elapsed().as_secs_f64();
         let (grad_norm, grad_divisor) = clip(&gradients, scale, self.plan.optim.max_grad_norm);
         let own = Status::of(&losses, grad_norm, self.session.stop.requested());
         let status = own.all_reduce(self.session.group.as_ref())?;
@@ -123,7 +125,7 @@ impl Trainer<'_> {
         }
         drop(gradients);
         self.optimizer.drop_gradients();
-        Ok(StepReport { status, lr, grad_norm, bytes_reduced, comm_seconds })
+        Ok(StepReport { status, lr, grad_norm, reduction })
     }
 
     fn advance(&mut self, report: &StepReport, step_seconds: f64) {
@@ -149,8 +151,9 @@ impl Trainer<'_> {
             pairs_per_second: self.plan.global_batch as f64 / step_seconds,
             step_seconds,
             data_wait_seconds,
-            comm_seconds: report.comm_seconds,
-            bytes_reduced: report.bytes_reduced,
+            comm_seconds: report.reduction.busy_seconds,
+            comm_hidden_seconds: report.reduction.busy_seconds - report.reduction.exposed_seconds,
+            bytes_reduced: report.reduction.bytes,
             peak_memory_bytes: peak_rss_bytes().unwrap_or(0),
             ..StepRecord::new(self.plan.phase, RecordKind::Step, self.state.step)
         };

@@ -8,19 +8,21 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use collectives::{GradientDtype, ReduceOptions};
 use launch::{Exit, LaunchSpec, Nodes, Patience, World};
-use tch::{Device, Tensor};
+use tch::Device;
 
 use super::case::{Case, EXPECTED, INPUTS, broken};
 use super::gradients;
 use super::sheet::{Row, Sheet};
 use super::stage1::{Limits, Model, Pass, compare_pass};
 use crate::error::TrainError;
+use crate::reduction;
 
 /// Hidden subcommand of `blip2-worker` that [`verify_rank`] is behind.
 const SUBCOMMAND: &str = "verify-rank";
 /// Small, so that the gradients of a small case travel in several messages.
-const BUCKET_BYTES: usize = 1 << 16;
+const REDUCE: ReduceOptions = ReduceOptions { bucket_bytes: 1 << 16, dtype: GradientDtype::Fp32 };
 
 /// Starts the ranks of the case and collects what they found.
 pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
@@ -74,10 +76,9 @@ pub fn verify_rank(folder: &Path, out: &Path) -> Result<(), TrainError> {
     let inputs = model.inputs(&case.tensors(INPUTS)?, &prefix)?;
     let group = collectives::connect(&world, Device::Cpu)?;
     let (losses, trace) = model.stage1.forward(&inputs, group.as_ref(), true)?;
-    losses.total.backward();
+    let parameters = reduction::in_order_of_gradients(model.store.variables());
+    group.reducer(&parameters, REDUCE)?.reduce(&losses.total, &|| ())?;
     let gradients = gradients::of(&model.store);
-    let averaged: Vec<Tensor> = gradients.values().map(Tensor::shallow_clone).collect();
-    collectives::all_reduce_mean_bucketed(group.as_ref(), &averaged, BUCKET_BYTES)?;
     let pass = Pass { inputs: &inputs, losses: &losses, trace: &trace, group: group.as_ref() };
     compare_pass(&mut sheet, &prefix, &pass, limits);
     gradients::compare(&mut sheet, &gradients, limits.gradient);
