@@ -194,7 +194,7 @@ pub enum Data {
 
 #[derive(Args)]
 pub struct IndexArgs {
-    /// Files, folders, brace patterns such as 'cc3m/{00000..00331}.tar', list files (.txt).
+    /// Files, folders, patterns such as 'cc3m/{00000..00331}.tar' or 'cc3m/*.tar', list files (.txt).
     #[arg(required = true, value_name = "PATTERN")]
     pub shards: Vec<String>,
     /// Read whole shards and keep their SHA-256, so that copies fetched from elsewhere are checked against it.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use data::Index;
+use data::source::CacheConfig;
 use data::tools::{self, MakeOptions, PAGE_SAMPLES, Survey};
 
 use crate::error::CommandError;
@@ -46,9 +46,12 @@ pub struct MakeArgs {
 
 #[derive(Args)]
 pub struct ShardsArgs {
-    /// Shards: files, folders, brace patterns such as 'data/{000..119}.tar'.
+    /// Shards: files, folders, patterns such as 'data/{000..119}.tar' or 'data/*.tar', list files (.txt), URLs.
     #[arg(required = true, value_name = "SHARDS")]
     shards: Vec<String>,
+    /// Where shards behind URLs are kept. Default: data/shard_cache.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// Threads. Default: one for each core.
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroUsize>,
@@ -152,7 +155,9 @@ pub fn inspect(args: &InspectArgs, say: &dyn Fn(&str)) -> Result<ExitCode, Comma
 }
 
 fn survey(args: &ShardsArgs, show: usize, say: &dyn Fn(&str)) -> Result<Survey, CommandError> {
-    let index = Arc::new(Index::open(&args.shards)?);
+    let index = Arc::new(
+        CacheConfig { dir: args.cache.clone(), ..CacheConfig::default() }.open(&[args.shards.clone()])?,
+    );
     Ok(tools::survey(&index, workers(args.workers), show, say)?)
 }
 

@@ -82,7 +82,6 @@ impl Index {
     /// Without `remote` a URL is refused. Further errors: a server that cannot be reached in time
     /// ([`DataError::Unreadable`]).
     pub fn open_sets(sets: &[Vec<String>], remote: Option<RemoteOptions>) -> Result<Self, DataError> {
-        let remote = remote.map(Remote::new).transpose()?;
         let mut locations = Vec::new();
         let mut ranges = Vec::new();
         for patterns in sets {
@@ -90,6 +89,9 @@ impl Index {
             locations.extend(pattern::shards(patterns)?);
             ranges.push(first..locations.len());
         }
+        // Where all is local, nothing is kept: a disk that cannot be written on does not matter.
+        let needed = locations.iter().any(|location| matches!(location, Location::Remote(_)));
+        let remote = remote.filter(|_| needed).map(Remote::new).transpose()?;
         let indexes = load_all(&locations, remote.as_ref())?;
         let mut index = Self {
             shards: Vec::with_capacity(locations.len()),

@@ -1,4 +1,4 @@
-//! From what the config says to a list of shards: brace patterns, folders, list files, plain paths, URLs.
+//! From what the config says to a list of shards: brace patterns, wildcards, folders, list files, plain paths, URLs.
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +13,8 @@ const UNOPENED: &str = "a } closes nothing";
 
 /// All shards that `patterns` name, in the order given.
 ///
-/// `train-{000000..000002}.tar` counts with leading zeros, `{a,b}` lists; groups may stand side by side. A folder
-/// gives its `*.tar` sorted by name; a `.txt` file gives the pattern of each of its lines (`#` starts a comment).
+/// `train-{000000..000002}.tar` counts with leading zeros, `{a,b}` lists; groups may stand side by side. `*`, `?` and
+/// `[0-9]` stand for what is there, sorted by name (local files only). A folder gives its `*.tar` sorted by name; a `.txt` file gives the pattern of each of its lines (`#` starts a comment).
 /// What may be a URL says [`Location::parse`].
 pub fn shards(patterns: &[String]) -> Result<Vec<Location>, DataError> {
     let mut found = Vec::new();
@@ -38,9 +38,24 @@ fn add(pattern: &str, found: &mut Vec<Location>) -> Result<(), DataError> {
     }
     let problem = |problem: String| DataError::Pattern { pattern: redacted(pattern), problem };
     for name in expand(pattern).map_err(problem)? {
-        found.push(Location::parse(&name).map_err(problem)?);
+        match Location::parse(&name).map_err(problem)? {
+            Location::Local(path) if name.contains(['*', '?', '[']) && !path.exists() => {
+                found.extend(matching(&name).map_err(problem)?.into_iter().map(Location::Local));
+            }
+            location => found.push(location),
+        }
     }
     Ok(())
+}
+
+/// The files that a wildcard stands for.
+fn matching(wildcard: &str) -> Result<Vec<PathBuf>, String> {
+    let paths = glob::glob(wildcard).map_err(|error| error.to_string())?;
+    let paths: Vec<PathBuf> = paths.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    match paths.is_empty() {
+        true => Err("no file is called so".to_owned()),
+        false => Ok(paths),
+    }
 }
 
 /// The lines of a list file that hold a pattern; relative paths are taken from where the program runs.

@@ -125,6 +125,12 @@ impl Index {
         captions(file, &self.entries()[number]).map_err(|reason| self.sample_error(number, reason))
     }
 
+    /// `SHARD: KEY` of sample `number`.
+    pub fn full_key(&self, number: usize) -> String {
+        let entry = &self.entries()[number];
+        format!("{}: {}", self.shard(entry.shard), entry.key)
+    }
+
     /// Names sample `number` as skipped for `reason`.
     pub fn sample_error(&self, number: usize, reason: SkipReason) -> SampleError {
         let entry = &self.entries()[number];

@@ -1,6 +1,6 @@
 //! The part of a config that says where a stream's samples come from, and in which order.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::DataError;
@@ -8,6 +8,9 @@ use crate::index::Index;
 use crate::mixture::{MixtureSet, Share, Unit};
 use crate::order::Order;
 use crate::remote::RemoteOptions;
+
+/// Where copies of remote shards go unless a config says it.
+pub const SHARD_CACHE: &str = "data/shard_cache";
 
 /// Shards of a block where none is given and shards are remote.
 const REMOTE_BLOCK: usize = 16;
@@ -57,7 +60,7 @@ pub enum Mix {
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Their folder; the caller has a default.
+    /// Their folder; [`SHARD_CACHE`] by default.
     pub dir: Option<PathBuf>,
     /// Most GiB in it.
     pub max_gib: u64,
@@ -76,24 +79,28 @@ impl Default for CacheConfig {
 }
 
 impl CacheConfig {
-    fn options(&self, default_dir: Option<&Path>) -> Option<RemoteOptions> {
-        let dir = self.dir.as_deref().or(default_dir)?;
-        Some(RemoteOptions {
+    /// The index of these sets of shards, whose URLs are read by way of this cache. Errors: as [`Index::open_sets`].
+    pub fn open(&self, sets: &[Vec<String>]) -> Result<Index, DataError> {
+        Index::open_sets(sets, Some(self.options()))
+    }
+
+    fn options(&self) -> RemoteOptions {
+        let dir = self.dir.clone().unwrap_or_else(|| SHARD_CACHE.into());
+        RemoteOptions {
             cache_bytes: self.max_gib << 30,
             shard_deadline: Duration::from_secs(self.shard_deadline_seconds),
             stall_timeout: Duration::from_secs(self.stall_seconds),
             attempts: self.attempts,
             ..RemoteOptions::new(dir)
-        })
+        }
     }
 }
 
 impl SourceConfig {
     /// The index of all sets, or of `shards` where no sets are given.
     ///
-    /// `default_cache` is for remote shards when the config names no folder. Errors: as [`Index::open_sets`], and
-    /// both `shards` and `sets`, or neither.
-    pub fn open(&self, shards: &[String], default_cache: Option<&Path>) -> Result<Index, DataError> {
+    /// Errors: as [`Index::open_sets`], and both `shards` and `sets`, or neither.
+    pub fn open(&self, shards: &[String]) -> Result<Index, DataError> {
         let wrong =
             |problem: &str| DataError::Config { key: "data.source.sets".into(), problem: problem.to_owned() };
         let sets: Vec<Vec<String>> = match (self.sets.is_empty(), shards.is_empty()) {
@@ -102,7 +109,7 @@ impl SourceConfig {
             (true, true) => return Err(wrong("no shards are named, neither in one list nor in sets")),
             (false, false) => return Err(wrong("shards are named in a list and in sets; use one of them")),
         };
-        Index::open_sets(&sets, self.cache.options(default_cache))
+        self.cache.open(&sets)
     }
 
     /// The order that `seed` names over `index`, which [`SourceConfig::open`] gave. `global_batch` is the number of

@@ -22,6 +22,8 @@ use crate::tensors;
 use crate::texts::LmCaptions;
 
 const WEIGHTS_FILE: &str = "model.safetensors";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const VOCABULARY_FILE: &str = "vocab.txt";
 
 /// What both stages are built from.
 pub(crate) struct Tools {
@@ -31,6 +33,10 @@ pub(crate) struct Tools {
     pub lm_captions: LmCaptions,
     /// Digest of the language model's weights.
     pub language_digest: String,
+    /// Digest of its tokenizer.
+    pub tokens_digest: String,
+    /// Digest of the Q-Former's vocabulary.
+    pub words_digest: String,
     language_model: Rc<LanguageModel>,
     bert: BTreeMap<String, Tensor>,
     sizes: BertSizes,
@@ -50,9 +56,11 @@ pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
     let model = &plan.config.model;
     let language_model = language_model(plan)?;
     Ok(Tools {
-        wordpiece: WordPiece::from_vocab(&model.qformer.init.join("vocab.txt"))?,
+        wordpiece: WordPiece::from_vocab(&model.qformer.init.join(VOCABULARY_FILE))?,
         lm_captions: lm_captions(&plan.config)?,
         language_digest: file_digest(&model.language.weights.join(WEIGHTS_FILE))?,
+        tokens_digest: file_digest(&model.language.weights.join(TOKENIZER_FILE))?,
+        words_digest: file_digest(&model.qformer.init.join(VOCABULARY_FILE))?,
         language_model: Rc::new(language_model),
         bert: tensors::read(&model.qformer.init.join(WEIGHTS_FILE))?,
         sizes: sizes::bert(&plan.config)?,
@@ -84,7 +92,7 @@ fn finish(weights: Weights, path: PathBuf) -> Result<(), TrainError> {
 fn lm_captions(config: &Config) -> Result<LmCaptions, TrainError> {
     let language = &config.model.language;
     let specials: LmSpecials = read_json(&language.weights.join("config.json"))?;
-    let path = language.weights.join("tokenizer.json");
+    let path = language.weights.join(TOKENIZER_FILE);
     let tokenizer = LmTokenizer::bare(&path)?;
     Ok(LmCaptions {
         opening: tokenizer.encode_plain(&language.opening)?,

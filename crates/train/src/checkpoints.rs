@@ -29,8 +29,49 @@ pub struct Origin {
     pub config: String,
     /// The checkpoint that the phase starts from, as `PHASE/FOLDER`.
     pub parent: Option<String>,
-    /// Digests of the frozen weights that the phase trains beside, by model.
+    /// Digests of what must not change while the phase trains, by [`Frozen::name`].
     pub frozen: BTreeMap<String, String>,
+}
+
+/// What must not change while a phase trains: another model or another order of samples would go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frozen {
+    /// Weights of the image encoder.
+    Vision,
+    /// Weights of the language model.
+    Language,
+    /// Keys, sizes and places of the training samples.
+    Data,
+    /// Vocabulary of stage 1.
+    Words,
+    /// Tokenizer of stage 2.
+    Tokens,
+}
+
+impl Frozen {
+    const ALL: [Self; 5] = [Self::Vision, Self::Language, Self::Data, Self::Words, Self::Tokens];
+
+    /// Its key in a manifest.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vision => "vision",
+            Self::Language => "language",
+            Self::Data => "data",
+            Self::Words => "words",
+            Self::Tokens => "tokens",
+        }
+    }
+
+    /// Where a config names it.
+    const fn place(self) -> &'static str {
+        match self {
+            Self::Vision => "the weights in model.vision.weights",
+            Self::Language => "the weights in model.language.weights",
+            Self::Data => "the shards in data.train",
+            Self::Words => "vocab.txt in model.qformer.init",
+            Self::Tokens => "tokenizer.json in model.language.weights",
+        }
+    }
 }
 
 /// What a phase hands over.
@@ -70,22 +111,22 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The frozen weights are still those that `loaded` was trained beside.
+    /// What is frozen is still what `loaded` was trained beside.
     ///
     /// # Errors
-    /// [`TrainError::Weights`] naming the models whose weights are others.
+    /// [`TrainError::Weights`] naming what has changed.
     pub fn check_frozen(&self, loaded: &Loaded) -> Result<(), TrainError> {
         let then = &loaded.snapshot.frozen;
-        let others: Vec<&str> = then
-            .iter()
-            .filter(|(model, digest)| self.origin.frozen.get(*model).is_some_and(|now| now != *digest))
-            .map(|(model, _)| model.as_str())
-            .collect();
+        let differs = |what: &Frozen| match (then.get(what.name()), self.origin.frozen.get(what.name())) {
+            (Some(then), Some(now)) => then != now,
+            _ => false,
+        };
+        let others: Vec<&str> = Frozen::ALL.into_iter().filter(differs).map(Frozen::place).collect();
         if others.is_empty() {
             return Ok(());
         }
         let detail = format!(
-            "was trained beside other weights of {}; put those back, or use another run.dir",
+            "since it was written there has been a change of {}; undo it, or use another run.dir",
             others.join(" and ")
         );
         Err(TrainError::Weights { path: loaded.path.clone(), detail })
@@ -103,6 +144,11 @@ impl Checkpoints {
         }
         let snapshot = self.snapshot(state, stage, optimizer);
         self.writer.as_mut()?.submit(snapshot, state.step).and_then(describe)
+    }
+
+    /// Waits for the save that is being written. Returns what went wrong with it.
+    pub fn finish(&mut self) -> Option<String> {
+        self.writer.as_mut()?.finish().and_then(describe)
     }
 
     /// Saves before it returns, whatever is still being written; with `best` it is pinned too. For what must not be
@@ -316,6 +362,6 @@ mod tests {
         beside("digest").check_frozen(&loaded).unwrap();
         let refused = beside("other").check_frozen(&loaded).unwrap_err();
         assert_eq!(refused.exit(), launch::Exit::Config);
-        assert!(refused.to_string().contains("other weights of vision"), "{refused}");
+        assert!(refused.to_string().contains("the weights in model.vision.weights"), "{refused}");
     }
 }

@@ -65,17 +65,28 @@ pub enum TrainError {
         /// Which phase.
         phase: String,
     },
-    /// The loss is no number for too long: another learning rate or dtype is needed.
+    /// Ranks do not find the same on what should be one disk: it may be slow to tell, so trying again may help.
+    #[error("{path}: {detail}", path = path.display())]
+    NotShared {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Who finds what.
+        detail: String,
+    },
+    /// Loss or gradient is no number, or leaps, for too long: another learning rate or dtype is needed.
     #[error(
-        "the loss of {phase} is not finite for {steps} steps in a row, up to step {step}; lower peak_lr or use fp32"
+        "{steps} steps of {phase} in a row had to be left out, up to step {step}, after {roll_backs} returns to a \
+         checkpoint; lower peak_lr, use fp32, or look at the samples in skipped_steps.jsonl"
     )]
-    NotFinite {
+    Lost {
         /// Which phase.
         phase: String,
         /// Steps done.
         step: u64,
         /// How many in a row.
         steps: u64,
+        /// Earlier returns to a checkpoint.
+        roll_backs: u64,
     },
     /// A reference case is not met.
     #[error("{0}")]
@@ -87,9 +98,13 @@ impl TrainError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
+            Self::Read { source, .. } if is_passing(source) => Exit::Unavailable,
             Self::Read { .. } | Self::Config { .. } | Self::Weights { .. } => Exit::Config,
-            Self::Data(data::DataError::TooManySkipped { .. }) | Self::NotFinite { .. } => Exit::GiveUp,
-            Self::Data(data::DataError::Unreadable { .. }) => Exit::Unavailable,
+            Self::Data(data::DataError::TooManySkipped { .. }) | Self::Lost { .. } => Exit::GiveUp,
+            Self::NotShared { .. } => Exit::Unavailable,
+            Self::Data(data::DataError::Unreadable { .. } | data::DataError::Worker { .. }) => {
+                Exit::Unavailable
+            }
             Self::Data(_) | Self::Verify(_) => Exit::Config,
             Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
             Self::Checkpoint(checkpoint::CheckpointError::Io { .. }) => Exit::Unavailable,
@@ -100,4 +115,17 @@ impl TrainError {
             Self::Stopped { .. } | Self::Interrupted { .. } => Exit::Stopped,
         }
     }
+}
+
+/// A disk or network that fails now may not fail later; a file that is missing stays so.
+fn is_passing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        Interrupted, NetworkDown, NetworkUnreachable, ResourceBusy, StaleNetworkFileHandle, TimedOut,
+    };
+    /// The disk could not read (EIO): `std::io::ErrorKind` has no name for it.
+    const EIO: i32 = 5;
+    matches!(
+        error.kind(),
+        Interrupted | NetworkDown | NetworkUnreachable | ResourceBusy | StaleNetworkFileHandle | TimedOut
+    ) || error.raw_os_error() == Some(EIO)
 }

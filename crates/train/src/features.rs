@@ -47,7 +47,8 @@ impl Encoder {
         patterns: &[String],
         views: usize,
     ) -> Result<Corpus, TrainError> {
-        let index = Arc::new(Index::open(patterns)?);
+        let cache = &session.plan.config.data.source.cache;
+        let index = Arc::new(cache.open(&[patterns.to_vec()])?);
         let path = self.path(session, &index, views);
         agree_on_file(session.group.as_ref(), &path)?;
         let found = FeatureFile::open(&path)?;
@@ -107,11 +108,9 @@ impl Encoder {
             file.seal(&shape)?;
         }
         session.group.barrier()?;
-        FeatureFile::open(path)?.ok_or_else(|| TrainError::Read {
+        FeatureFile::open(path)?.ok_or_else(|| TrainError::NotShared {
             path: path.to_owned(),
-            source: std::io::Error::other(
-                "the feature file is not seen by every rank: put it on a shared disk",
-            ),
+            detail: "the feature file is not seen by every rank: put it on a shared disk".into(),
         })
     }
 
@@ -266,7 +265,7 @@ fn agree_on_file(group: &dyn ProcessGroup, path: &Path) -> Result<(), TrainError
         "rank {} names it so, others by other shards, weights or transforms: all ranks need the same files",
         group.rank()
     );
-    Err(TrainError::Read { path: path.to_owned(), source: std::io::Error::other(detail) })
+    Err(TrainError::NotShared { path: path.to_owned(), detail })
 }
 
 /// Samples whose rows some rank does not see: all without a complete file, else those that could not be read last time.

@@ -62,6 +62,15 @@ impl PairSource<'_> {
         }
     }
 
+    /// `SHARD: KEY` of the `count` pairs from `position` of the phase.
+    #[must_use]
+    pub fn keys(&self, position: u64, count: usize) -> Vec<String> {
+        match self {
+            Self::Cached(cached) => cached.keys(position, count),
+            Self::Streamed(streamed) => streamed.keys(position, count),
+        }
+    }
+
     /// Samples and passes of each set of a stream before `position` of the phase.
     #[must_use]
     pub fn drawn(&self, position: u64) -> Vec<Drawn> {
@@ -153,6 +162,11 @@ pub struct Cached<'a> {
 }
 
 impl Cached<'_> {
+    fn keys(&self, position: u64, count: usize) -> Vec<String> {
+        let key = |number: usize| self.corpus.index.full_key(self.corpus.examples[number].sample);
+        self.order.slice(position, count).iter().map(|sample| key(sample.index)).collect()
+    }
+
     fn next_step(&self, plan: &StagePlan, state: &TrainState) -> Result<Vec<MicroBatch>, TrainError> {
         (0..plan.grad_accum_steps)
             .map(|micro_step| {

@@ -14,7 +14,7 @@ use tch::Tensor;
 
 use crate::agree::same;
 use crate::build::{self, Tools};
-use crate::checkpoints::{self, Checkpoints, HandedOver, Origin};
+use crate::checkpoints::{self, Checkpoints, Frozen, HandedOver, Origin};
 use crate::config::Config;
 use crate::corpus::Corpus;
 use crate::error::TrainError;
@@ -29,7 +29,7 @@ use crate::state::TrainState;
 use crate::stream::StreamedSet;
 use crate::tensors::all_to_torch;
 use crate::texts::StageTokenizer;
-use crate::trainer::{Trainer, Validation};
+use crate::trainer::{Ended, Trainer, Validation};
 
 /// What the phases share.
 pub(crate) struct Run {
@@ -47,6 +47,14 @@ pub(crate) enum TrainingSet {
 }
 
 impl TrainingSet {
+    /// All its samples, bad ones too.
+    fn index(&self) -> &data::Index {
+        match self {
+            Self::Cached(corpus) => &corpus.index,
+            Self::Streamed(set) => &set.index,
+        }
+    }
+
     /// As a phrase for the report.
     pub(crate) fn summary(&self) -> String {
         match self {
@@ -175,7 +183,9 @@ impl Run {
             validate: &validate,
             state,
         };
-        trainer.run()?;
+        while trainer.run()? == Ended::Lost {
+            trainer.roll_back()?;
+        }
         let state = trainer.state.clone();
         let skipped = trainer.pairs.skipped().cloned();
         let drawn = trainer.pairs.drawn(state.pairs_seen);
@@ -198,10 +208,17 @@ impl Run {
 
     /// What the phase's checkpoints tell of where they come from. Stage 1 knows no language model.
     fn origin(&self, phase: Phase, stage1: Option<&HandedOver>) -> Origin {
-        let mut frozen = BTreeMap::from([("vision".to_owned(), self.vision_digest.clone())]);
-        if phase != Phase::Stage1 {
-            frozen.insert("language".to_owned(), self.tools.language_digest.clone());
+        let (tools, samples) = (&self.tools, self.train.index().digest());
+        let mut frozen = vec![(Frozen::Vision, self.vision_digest.as_str()), (Frozen::Data, samples)];
+        match phase {
+            Phase::Stage1 => frozen.push((Frozen::Words, &tools.words_digest)),
+            _ => frozen.extend([
+                (Frozen::Language, tools.language_digest.as_str()),
+                (Frozen::Tokens, &tools.tokens_digest),
+            ]),
         }
+        let frozen =
+            frozen.into_iter().map(|(what, digest)| (what.name().to_owned(), digest.to_owned())).collect();
         Origin { config: self.session.config_text.clone(), parent: stage1.map(HandedOver::name), frozen }
     }
 
@@ -216,7 +233,7 @@ impl Run {
             "rank {} finds step {step}, others find other steps: all ranks need one disk",
             group.rank()
         );
-        Err(TrainError::Read { path: plan.checkpoint_dir.clone(), source: std::io::Error::other(detail) })
+        Err(TrainError::NotShared { path: plan.checkpoint_dir.clone(), detail })
     }
 
     /// Enters a finished stage into the ledger.

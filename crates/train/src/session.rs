@@ -7,6 +7,7 @@ use collectives::ProcessGroup;
 use launch::{ProgressPage, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
 
+use crate::agree::same_name;
 use crate::changes;
 use crate::checkpoints;
 use crate::config::Config;
@@ -56,6 +57,7 @@ impl Session {
         let lock = if is_rank0 { Some(RunLock::acquire(&run_dir)?) } else { None };
         progress.write(WorkerPhase::Meet, 0);
         let group = collectives::connect(&plan.world, plan.device)?;
+        agree_on_config(group.as_ref(), &config_text, path)?;
         // Reading a checkpoint to know its step is for the rank that keeps the records.
         let start = if is_rank0 { start(&plan)? } else { Start::Fresh };
         let mut metrics = Metrics::open(&run_dir, is_rank0, start, &config_text);
@@ -96,6 +98,18 @@ impl Session {
     pub fn is_rank0(&self) -> bool {
         self.plan.world.rank == 0
     }
+}
+
+/// All ranks run the same: another learning rate on one node would part the models without a word.
+fn agree_on_config(group: &dyn ProcessGroup, text: &str, path: &Path) -> Result<(), TrainError> {
+    if same_name(group, text.as_bytes())? {
+        return Ok(());
+    }
+    let rank = group.rank();
+    let detail = format!(
+        "rank {rank} reads another config than other ranks do: all nodes need the same file and --set"
+    );
+    Err(TrainError::Config { path: path.to_owned(), detail })
 }
 
 /// Where the last launch got to: the newest checkpoint of the last phase that has one.

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::leaps::Leaps;
 use crate::loss_scale::LossScale;
+use crate::status::Status;
 
 /// Progress of one phase. Random numbers need no state: each is a pure function of the seed and of a position.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -15,16 +17,47 @@ pub struct TrainState {
     pub train_seconds: f64,
     /// The best validation so far.
     pub best: Option<Best>,
-    /// Steps in a row whose loss or gradient was not finite.
-    pub not_finite_in_a_row: u64,
-    /// Steps left out because of that.
+    /// Steps in a row that were left out, see [`Verdict`].
+    #[serde(default)]
+    pub skipped_in_a_row: u64,
+    /// All steps left out.
     pub steps_skipped: u64,
+    /// Returns to a checkpoint because too many steps in a row were left out.
+    #[serde(default)]
+    pub roll_backs: u64,
+    /// What losses and gradients were like lately.
+    #[serde(default)]
+    pub leaps: Leaps,
     /// A stop came before this step was validated.
     #[serde(default)]
     pub validation_due: bool,
     /// What fp16's losses are multiplied by.
     #[serde(default)]
     pub loss_scale: LossScale,
+}
+
+/// Whether the gradient of a step is taken; all ranks come to the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It is.
+    Taken,
+    /// Some rank's loss or gradient is not finite.
+    NotFinite,
+    /// The loss or the gradient leaps above what it was lately.
+    Leap,
+}
+
+impl TrainState {
+    /// The verdict on a step, from what all ranks agree on.
+    pub fn judge(&mut self, status: &Status) -> Verdict {
+        let loss = status.losses.get("loss").copied().unwrap_or(f64::NAN);
+        match status.finite {
+            false => Verdict::NotFinite,
+            true if self.leaps.seen(loss, status.grad_norm) => Verdict::Leap,
+            true => Verdict::Taken,
+        }
+    }
 }
 
 /// A validated step.

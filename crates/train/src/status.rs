@@ -14,6 +14,8 @@ pub struct Status {
     pub losses: BTreeMap<String, f64>,
     /// Other figures by name, over all micro-batches and ranks.
     pub metrics: BTreeMap<String, f64>,
+    /// Norm of the averaged gradient, mean over ranks: they may differ in its last bits.
+    pub grad_norm: f64,
     /// Every rank's losses and the gradient are finite.
     pub finite: bool,
     /// Some rank was asked to stop.
@@ -27,7 +29,7 @@ impl Status {
         let named = summed(losses);
         let finite = grad_norm.is_finite() && named.values().all(|value| value.is_finite());
         let (losses, metrics) = named.into_iter().partition(|(name, _)| name.starts_with("loss"));
-        Self { losses, metrics, finite, stop }
+        Self { losses, metrics, grad_norm, finite, stop }
     }
 
     /// All ranks' view.
@@ -37,17 +39,16 @@ impl Status {
     pub fn all_reduce(mut self, group: &dyn ProcessGroup) -> Result<Self, CommError> {
         let world_size = group.world_size() as f64;
         let mut packed = vec![f64::from(u8::from(self.stop)), f64::from(u8::from(!self.finite))];
-        // A rank with a NaN must not hide the other ranks' values from the log.
-        packed.extend(
-            self.losses.values().chain(self.metrics.values()).map(|&v| if v.is_finite() { v } else { 0.0 }),
-        );
+        // What is not finite on one rank is not finite in the mean, and so in the log.
+        packed.extend(self.losses.values().chain(self.metrics.values()).chain([&self.grad_norm]));
         let mut packed = Tensor::from_slice(&packed).to_device(group.device());
         group.all_reduce_sum(&mut packed)?;
         let summed: Vec<f64> = Vec::try_from(&packed.to_device(tch::Device::Cpu)).unwrap_or_default();
         let mut rest = summed.into_iter();
         self.stop = rest.next().unwrap_or(0.0) > 0.0;
         self.finite = rest.next().unwrap_or(1.0) == 0.0;
-        for value in self.losses.values_mut().chain(self.metrics.values_mut()) {
+        let values = self.losses.values_mut().chain(self.metrics.values_mut());
+        for value in values.chain([&mut self.grad_norm]) {
             *value = rest.next().unwrap_or(f64::NAN) / world_size;
         }
         Ok(self)

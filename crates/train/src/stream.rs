@@ -1,6 +1,5 @@
 //! Pairs out of shards whose pictures are too many to keep features of: decoded ahead by threads, encoded in each step.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use collectives::ProcessGroup;
@@ -15,9 +14,6 @@ use crate::pairs::{Draws, Image, MicroBatch};
 use crate::plan::StagePlan;
 use crate::state::TrainState;
 
-/// Where copies of remote shards go unless `data.source.cache.dir` says it.
-const SHARD_CACHE: &str = "data/shard_cache";
-
 /// The training sets and the encoder that sees them.
 pub struct StreamedSet {
     /// Their samples.
@@ -30,6 +26,7 @@ pub struct StreamedSet {
 pub struct Streamed<'a> {
     loader: Loader,
     order: Arc<Order>,
+    index: Arc<Index>,
     encoder: &'a Encoder,
     draws: Draws<'a>,
 }
@@ -38,15 +35,15 @@ impl StreamedSet {
     /// Opens the shards; all ranks must see the same.
     ///
     /// # Errors
-    /// [`TrainError::Data`] for shards that cannot be used, [`TrainError::Read`] where ranks see other ones, a lost peer.
+    /// [`TrainError::Data`] for shards that cannot be used, [`TrainError::NotShared`] where ranks see other ones, a lost peer.
     pub fn open(config: &DataConfig, encoder: Encoder, group: &dyn ProcessGroup) -> Result<Self, TrainError> {
-        let index = Arc::new(config.source.open(&config.train, Some(Path::new(SHARD_CACHE)))?);
+        let index = Arc::new(config.source.open(&config.train)?);
         if same_name(group, index.digest().as_bytes())? {
             return Ok(Self { index, encoder });
         }
         let detail =
             format!("rank {} sees other samples than other ranks do: all need the same files", group.rank());
-        Err(TrainError::Read { path: "data.train".into(), source: std::io::Error::other(detail) })
+        Err(TrainError::NotShared { path: "data.train".into(), detail })
     }
 
     /// The stream of one phase from where `state` stands, in an order that `order_seed` names.
@@ -76,7 +73,8 @@ impl StreamedSet {
             // The hub tokenises: stage 2 reads other tokens than stage 1.
             ..LoaderSpec::new(Arc::clone(&self.index), Arc::clone(&order), draws.seed)
         };
-        Ok(Streamed { loader: Loader::start(spec)?, order, encoder: &self.encoder, draws })
+        let index = Arc::clone(&self.index);
+        Ok(Streamed { loader: Loader::start(spec)?, order, index, encoder: &self.encoder, draws })
     }
 
     fn order(&self, config: &DataConfig, seed: u64, plan: &StagePlan) -> Result<Order, TrainError> {
@@ -116,6 +114,12 @@ impl Streamed<'_> {
     /// Raw features `[B, P, V]` of `pixels` `[B, 3, S, S]`.
     pub fn encode(&self, pixels: &Tensor) -> Tensor {
         tch::no_grad(|| self.encoder.vision.forward(pixels))
+    }
+
+    /// `SHARD: KEY` of the `count` pairs from `position` of the phase, as the order has them.
+    pub fn keys(&self, position: u64, count: usize) -> Vec<String> {
+        let slice = self.order.slice(position, count);
+        slice.iter().map(|sample| self.index.full_key(sample.index)).collect()
     }
 
     /// What was drawn of each set before `position`: samples, and passes over the set.

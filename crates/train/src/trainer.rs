@@ -9,6 +9,7 @@ use collectives::{GradientReducer, ProcessGroup, Reduction};
 use launch::WorkerPhase;
 use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
+use tch::Kind;
 
 use crate::checkpoints::{self, Checkpoints};
 use crate::error::TrainError;
@@ -16,12 +17,22 @@ use crate::optim::{AdamW, clip};
 use crate::pairs::{MicroBatch, PairSource};
 use crate::plan::StagePlan;
 use crate::session::Session;
+use crate::skipped_steps::SkippedStep;
 use crate::stage::{self, Stage};
-use crate::state::{Best, TrainState};
+use crate::state::{Best, TrainState, Verdict};
 use crate::status::Status;
 
-/// After this many steps in a row without a finite loss the run gives up.
-const MAX_NOT_FINITE_IN_A_ROW: u64 = 20;
+/// After this many steps in a row that had to be left out, a phase goes back to its newest checkpoint.
+const MAX_SKIPPED_IN_A_ROW: u64 = 20;
+
+/// Why [`Trainer::run`] returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The phase's last step is taken.
+    Done,
+    /// Too many steps in a row were left out.
+    Lost,
+}
 
 /// One phase of training on one rank.
 pub struct Trainer<'a> {
@@ -56,18 +67,18 @@ pub struct Validation {
 /// What one optimizer step did, the same on every rank.
 struct StepReport {
     status: Status,
+    verdict: Verdict,
     lr: f64,
-    grad_norm: f64,
     reduction: Reduction,
 }
 
 impl Trainer<'_> {
-    /// Trains to the end of the phase, or until somebody asks for a stop.
+    /// Trains to the end of the phase, until somebody asks for a stop, or until it is lost.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] after a requested stop (a checkpoint was written), [`TrainError::NotFinite`], a lost
-    /// peer, or a disk that is full at the end of the phase.
-    pub fn run(&mut self) -> Result<(), TrainError> {
+    /// [`TrainError::Stopped`] after a requested stop (a checkpoint was written), a lost peer, or a disk that is full at
+    /// the end of the phase.
+    pub fn run(&mut self) -> Result<Ended, TrainError> {
         self.make_up_for_validation()?;
         while self.state.step < self.plan.steps {
             let started = Instant::now();
@@ -78,7 +89,9 @@ impl Trainer<'_> {
             let step_seconds = started.elapsed().as_secs_f64();
             self.advance(&report, step_seconds);
             self.record(&report, step_seconds, data_wait_seconds);
-            self.give_up_if_lost()?;
+            if self.state.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW {
+                return Ok(Ended::Lost);
+            }
             let improved = self.maybe_validate()?;
             let stop = report.status.stop || self.state.validation_due;
             self.maybe_save(improved, stop)?;
@@ -86,7 +99,7 @@ impl Trainer<'_> {
                 return Err(self.stopped());
             }
         }
-        Ok(())
+        Ok(Ended::Done)
     }
 
     /// Forward, backward with reduction, decide together, update.
@@ -120,25 +133,42 @@ impl Trainer<'_> {
         let own = Status::of(&losses, grad_norm, self.session.stop.requested());
         let status = own.all_reduce(self.session.group.as_ref())?;
         let lr = self.plan.schedule.lr(self.state.step);
-        if status.finite {
+        let verdict = self.state.judge(&status);
+        if verdict == Verdict::Taken {
             self.optimizer.step(&gradients, lr, grad_divisor);
         }
         drop(gradients);
         self.optimizer.drop_gradients();
-        Ok(StepReport { status, lr, grad_norm, reduction })
+        Ok(StepReport { status, verdict, lr, reduction })
     }
 
     fn advance(&mut self, report: &StepReport, step_seconds: f64) {
+        if report.verdict != Verdict::Taken {
+            self.tell_of_skipped(report);
+        }
         self.state.step += 1;
         self.state.pairs_seen += self.plan.global_batch as u64;
         self.state.train_seconds += step_seconds;
         self.state.loss_scale.update(report.status.finite);
-        if report.status.finite {
-            self.state.not_finite_in_a_row = 0;
+        if report.verdict == Verdict::Taken {
+            self.state.skipped_in_a_row = 0;
         } else {
-            self.state.not_finite_in_a_row += 1;
+            self.state.skipped_in_a_row += 1;
             self.state.steps_skipped += 1;
         }
+    }
+
+    /// Warns, and writes down which samples the step had. fp16's search for a scale is no news.
+    fn tell_of_skipped(&mut self, report: &StepReport) {
+        let too_large_a_scale = self.session.plan.autocast == Some(Kind::Half)
+            && report.status.losses.values().all(|loss| loss.is_finite());
+        if !self.session.is_rank0() || (report.verdict == Verdict::NotFinite && too_large_a_scale) {
+            return;
+        }
+        let samples = self.pairs.keys(self.state.pairs_seen, self.plan.global_batch);
+        let skipped = SkippedStep::new(self.plan.phase, &self.state, report.verdict, &report.status);
+        let warning = skipped.write(&self.session.plan.config.run.dir, samples);
+        self.session.metrics.warn(warning);
     }
 
     fn record(&mut self, report: &StepReport, step_seconds: f64, data_wait_seconds: f64) {
@@ -147,7 +177,7 @@ impl Trainer<'_> {
             losses: report.status.losses.clone(),
             metrics: report.status.metrics.clone(),
             lr: Some(report.lr),
-            grad_norm: Some(report.grad_norm),
+            grad_norm: Some(report.status.grad_norm),
             pairs_per_second: self.plan.global_batch as f64 / step_seconds,
             step_seconds,
             data_wait_seconds,
@@ -160,17 +190,6 @@ impl Trainer<'_> {
         self.session.metrics.record(&record);
     }
 
-    fn give_up_if_lost(&self) -> Result<(), TrainError> {
-        if self.state.not_finite_in_a_row < MAX_NOT_FINITE_IN_A_ROW {
-            return Ok(());
-        }
-        Err(TrainError::NotFinite {
-            phase: self.plan.phase.name().into(),
-            step: self.state.step,
-            steps: self.state.not_finite_in_a_row,
-        })
-    }
-
     /// Does the validation before which an earlier launch was stopped; its checkpoint has a step like any other.
     fn make_up_for_validation(&mut self) -> Result<(), TrainError> {
         if !self.state.validation_due {
@@ -178,7 +197,7 @@ impl Trainer<'_> {
         }
         let improved = self.maybe_validate()?;
         let stop = self.state.validation_due;
-        self.maybe_save(improved, stop || improved)?;
+        self.maybe_save(improved, stop || improved.is_some())?;
         match stop {
             true => Err(self.stopped()),
             false => Ok(()),
@@ -189,46 +208,56 @@ impl Trainer<'_> {
         TrainError::Stopped { phase: self.plan.phase.name().into(), step: self.state.step }
     }
 
-    /// True where this step is the best so far. Ranks share the work and get the same score, so all agree; where one of
-    /// them is asked to stop, all leave the validation to the next launch.
-    fn maybe_validate(&mut self) -> Result<bool, TrainError> {
+    /// Its score where this step is the best so far. Ranks share the work and get the same score, so all agree; where one
+    /// of them is asked to stop, all leave the validation to the next launch.
+    fn maybe_validate(&mut self) -> Result<Option<Best>, TrainError> {
         let every = self.plan.validate_every_steps;
         if every == 0 || (!self.state.step.is_multiple_of(every) && self.state.step != self.plan.steps) {
-            return Ok(false);
+            return Ok(None);
         }
         let (stage, validate, group) = (&self.stage, self.validate, self.session.group.as_ref());
         self.session.progress.write(WorkerPhase::Validate, self.state.step - 1);
         let validation = self.optimizer.with_average(|| tch::no_grad(|| validate(stage, group)));
         self.state.validation_due = matches!(validation, Err(TrainError::Interrupted { .. }));
         if self.state.validation_due {
-            return Ok(false);
+            return Ok(None);
         }
         let validation = validation?;
         let improved = self.state.best.is_none_or(|best| validation.score > best.score);
-        if improved {
-            self.state.best = Some(Best { step: self.state.step, score: validation.score });
-        }
+        let best = Best { step: self.state.step, score: validation.score };
         self.session.metrics.record(&StepRecord {
             pairs_seen: self.state.pairs_seen,
             metrics: validation.metrics,
             ..StepRecord::new(self.plan.phase, RecordKind::Validation, self.state.step)
         });
-        Ok(improved)
+        Ok(improved.then_some(best))
     }
 
-    fn maybe_save(&mut self, improved: bool, stop: bool) -> Result<(), TrainError> {
+    /// Nothing is left out just now: a checkpoint that a phase goes back to is of such a step.
+    fn is_good(&self) -> bool {
+        self.state.skipped_in_a_row == 0
+    }
+
+    fn maybe_save(&mut self, improved: Option<Best>, stop: bool) -> Result<(), TrainError> {
         self.session.progress.write(WorkerPhase::Save, self.state.step - 1);
         let is_last = self.state.step == self.plan.steps;
         if is_last {
             // What is handed over has seen the last step.
             self.optimizer.update_average();
         }
-        let warning = if is_last || stop || improved {
-            match self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved) {
+        let warning = if is_last || stop || improved.is_some() {
+            let before = self.state.best;
+            self.state.best = improved.or(before);
+            match self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved.is_some()) {
                 Err(error) if is_last || stop => return Err(error),
-                saved => saved.err().map(|error| checkpoints::not_written(&error)),
+                Err(error) => {
+                    // A best step that is not on the disk must not keep a lesser one from getting there.
+                    self.state.best = before;
+                    Some(checkpoints::not_written(&error))
+                }
+                Ok(()) => None,
             }
-        } else if self.state.step.is_multiple_of(self.plan.checkpoint_every_steps) {
+        } else if self.is_good() && self.state.step.is_multiple_of(self.plan.checkpoint_every_steps) {
             self.checkpoints.submit(&self.state, &self.stage, &self.optimizer)
         } else {
             None
