@@ -19,6 +19,7 @@ mod optim;
 mod pairs;
 mod phases;
 mod plan;
+mod ranks;
 mod reduction;
 mod session;
 mod sizes;
