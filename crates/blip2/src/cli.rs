@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use launch::{NodeFlags, Nproc, Rdzv};
 
-use crate::bench::LoaderArgs;
+use crate::bench::{AllreduceArgs, LoaderArgs, StepArgs};
 use crate::tools::{InspectArgs, LookArgs, MakeArgs};
 
 const EXIT_CODES: &str = "\
@@ -235,6 +235,10 @@ pub enum Extra {
 pub enum Bench {
     /// Pictures a second, out of shards to training views, on one core.
     Loader(LoaderArgs),
+    /// Pairs a second of a stage-1 step, on one rank and on several, and how much of their talk is hidden.
+    Step(StepArgs),
+    /// Bandwidth of sums over ranks of this machine, by size of the message.
+    Allreduce(AllreduceArgs),
 }
 
 #[derive(Subcommand)]

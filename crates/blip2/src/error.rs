@@ -63,10 +63,14 @@ impl CommandError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Launch(error) => error.exit(),
+            Self::Data(error) | Self::Tool(ToolError::Data(error)) | Self::Bench(BenchError::Data(error))
+                if error.is_of_disk_or_server() =>
+            {
+                Exit::Unavailable
+            }
             Self::WorkerKilled { .. }
-            | Self::Data(DataError::Unreadable { .. } | DataError::Unwritable { .. })
-            | Self::Tool(ToolError::Io { .. } | ToolError::Data(DataError::Unreadable { .. }))
-            | Self::Bench(BenchError::Write { .. } | BenchError::Data(DataError::Unreadable { .. }))
+            | Self::Tool(ToolError::Io { .. })
+            | Self::Bench(BenchError::Write { .. })
             | Self::Prepare(PrepareError::Download { .. } | PrepareError::Io { .. })
             | Self::Checkpoint(CheckpointError::Io { .. }) => Exit::Unavailable,
             Self::NoWorker { .. }

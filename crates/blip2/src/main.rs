@@ -33,6 +33,8 @@ fn main() -> ExitCode {
         Command::Data(Data::Stats(args)) => tools::stats(&args, &say),
         Command::Data(Data::Inspect(args)) => tools::inspect(&args, &say),
         Command::Bench(Bench::Loader(args)) => bench::loader(&args, &say),
+        Command::Bench(Bench::Step(args)) => bench::step(&args),
+        Command::Bench(Bench::Allreduce(args)) => bench::allreduce(&args),
         Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),
         Command::Ckpt(Ckpt::Verify(args)) => checkpoints::verify(&args.run_dir),
     };

@@ -233,6 +233,23 @@ fn plan_and_verify_are_the_workers_to_answer() {
     assert_eq!(place.asked(), ["plan --world-size 8 --set a=1 -- c.toml", "verify --json -- x y"]);
 }
 
+#[test]
+fn what_takes_tensors_is_the_workers_to_measure() {
+    let place = Place::with_worker();
+    let step = ["bench", "step", "c.toml", "--set", "a=1", "--ranks", "4", "--json"];
+    for args in [&step[..], &["bench", "allreduce"], &["bench", "allreduce", "--ranks", "3", "--json"]] {
+        assert_eq!(run(&mut place.command(args)).0, Some(0), "{args:?}");
+    }
+    let asked = [
+        "bench-step --ranks 4 --pairs 2 --steps 3 --json --set a=1 -- c.toml",
+        "bench-allreduce --ranks 2",
+        "bench-allreduce --ranks 3 --json",
+    ];
+    assert_eq!(place.asked(), asked);
+    let (code, _, stderr) = run(&mut place.command(&["bench", "allreduce", "--ranks", "1"]));
+    assert_eq!(code, Some(2), "one rank has nobody to talk to: {stderr}");
+}
+
 /// A run folder with checkpoints of the given stages and steps, the first step of each pinned.
 fn saved_run(place: &Place, stages: &[(&str, &[u64])]) -> PathBuf {
     let run = place.path("run");

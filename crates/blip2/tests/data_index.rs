@@ -44,6 +44,17 @@ fn shards_get_index_files_once_and_their_problems_are_told() {
 }
 
 #[test]
+fn a_disk_that_takes_no_index_file_may_take_it_the_next_time() {
+    let dir = tempfile::tempdir().unwrap();
+    shard(dir.path(), "0.tar", &["a.jpg", "a.txt"]);
+    // Root may write everywhere, so a folder is in the way.
+    fs::create_dir(dir.path().join("0.tar.index")).unwrap();
+    let (code, _, stderr) = index(dir.path(), &["0.tar"]);
+    assert_eq!(code, Some(69), "{stderr}");
+    assert!(stderr.contains("0.tar.index could not be written"), "{stderr}");
+}
+
+#[test]
 fn a_shard_that_is_not_there_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (code, _, stderr) = index(dir.path(), &["{0..1}.tar"]);

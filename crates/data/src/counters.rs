@@ -9,11 +9,12 @@ use crate::error::{DataError, SampleError, SkipReason};
 pub const MIN_SEEN: u64 = 200;
 
 /// Counts of skipped samples by shard and reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Counters {
     /// Samples of the order looked at, good and bad; those that stand in for bad ones are not counted.
     pub seen: u64,
     /// Skips by (shard, reason).
+    #[serde(with = "places")]
     pub skipped: BTreeMap<(Arc<str>, SkipReason), u64>,
 }
 
@@ -85,9 +86,36 @@ impl Counters {
     }
 }
 
+/// A list of (shard, reason, count): JSON has no keys of two parts.
+mod places {
+    use super::{Arc, BTreeMap, SkipReason};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    type Places = BTreeMap<(Arc<str>, SkipReason), u64>;
+
+    pub fn serialize<S: Serializer>(places: &Places, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(places.iter().map(|((shard, reason), count)| (&**shard, reason, count)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Places, D::Error> {
+        let places = Vec::<(String, SkipReason, u64)>::deserialize(deserializer)?;
+        Ok(places.into_iter().map(|(shard, reason, count)| ((shard.into(), reason), count)).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_come_back_out_of_json() {
+        let mut counters = Counters { seen: 7, ..Counters::default() };
+        counters.add(&"a.tar".into(), SkipReason::CaptionEmpty);
+        counters.add(&"b.tar".into(), SkipReason::CaptionEmpty);
+        let text = serde_json::to_string(&counters).unwrap();
+        assert_eq!(serde_json::from_str::<Counters>(&text).unwrap(), counters);
+        assert!(text.contains(r#"["b.tar","caption_empty",1]"#), "{text}");
+    }
 
     #[test]
     fn one_bad_sample_at_the_start_ends_nothing_and_many_name_their_shard() {

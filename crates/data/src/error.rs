@@ -104,6 +104,14 @@ pub enum DataError {
     },
 }
 
+impl DataError {
+    /// True where a disk or a server is the cause: another try may end well, and nobody need mend config or data.
+    #[must_use]
+    pub fn is_of_disk_or_server(&self) -> bool {
+        matches!(self, Self::Unreadable { .. } | Self::Unwritable { .. })
+    }
+}
+
 /// One sample that cannot be used; counted, then replaced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("sample {} of shard {shard}: {reason}", key.escape_debug())]

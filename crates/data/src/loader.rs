@@ -69,6 +69,9 @@ pub struct LoaderSpec {
     pub shards_ahead: usize,
     /// The run ends when more than this share of the samples seen was skipped.
     pub max_skipped_ratio: f64,
+    /// Whether this loader ends it. Where several ranks share a stream, their caller sums what each has skipped
+    /// ([`Batch::counters`]) and judges for all, so that the number of ranks decides nothing.
+    pub judges: bool,
 }
 
 /// A stream of one rank's batches; endless, unless the order has an end.
@@ -76,7 +79,8 @@ pub struct LoaderSpec {
 pub struct Loader {
     batches: Ordered<Result<Batch, DataError>>,
     counters: Counters,
-    max_skipped_ratio: f64,
+    /// `None`: the caller judges.
+    max_skipped_ratio: Option<f64>,
     prefetch: Prefetch,
 }
 
@@ -86,8 +90,8 @@ impl Loader {
     /// Errors: a spec that names no batch; an index with more problems than `max_skipped_ratio` allows.
     pub fn start(spec: LoaderSpec) -> Result<Self, DataError> {
         spec.check()?;
-        let max_skipped_ratio = spec.max_skipped_ratio;
-        spec.index.problems().check(max_skipped_ratio)?;
+        spec.index.problems().check(spec.max_skipped_ratio)?;
+        let max_skipped_ratio = spec.judges.then_some(spec.max_skipped_ratio);
         let mut prefetch = Prefetch::start(&spec.index, &spec.order, spec.shards_ahead)?;
         prefetch.reach(spec.start_position);
         let workers = spec.workers;
@@ -103,7 +107,7 @@ impl Loader {
         let batch = self.batches.next().unwrap_or_else(|| Err(ended()))??;
         self.prefetch.reach(batch.cursor.position);
         self.counters.merge(&batch.counters);
-        self.counters.check(self.max_skipped_ratio)?;
+        self.max_skipped_ratio.map_or(Ok(()), |limit| self.counters.check(limit))?;
         Ok(batch)
     }
 
@@ -136,6 +140,7 @@ impl LoaderSpec {
             workers: 1,
             shards_ahead: 0,
             max_skipped_ratio: 0.0,
+            judges: true,
         }
     }
 

@@ -96,7 +96,11 @@ impl Location {
             #[cfg(feature = "cloud")]
             "az" => Scheme::Az,
             #[cfg(not(feature = "cloud"))]
-            "s3" | "gs" | "az" => return Err("this program was built without the feature `cloud`".into()),
+            "s3" | "gs" | "az" => {
+                let problem =
+                    "this program was built without it; `cargo build --release --bins --features cloud`";
+                return Err(problem.into());
+            }
             "file" => return Err("write a plain path instead of file://".into()),
             other => return Err(format!("{other:?} is not one of http, https, s3, gs, az")),
         };

@@ -1,10 +1,10 @@
 //! The command line and environment of a worker.
 
-use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
 
 use crate::coordinator::Place;
+use crate::cores::cores;
 use crate::environment;
 use crate::world::LAUNCHER_PID;
 
@@ -65,11 +65,6 @@ impl Generation<'_> {
         }
         variables
     }
-}
-
-/// Cores that this process may use.
-pub(crate) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 
 mod command;
 mod coordinator;
+mod cores;
 mod decide;
 mod environment;
 mod error;
@@ -35,6 +36,7 @@ mod worker_log;
 mod world;
 
 pub use command::worker_command;
+pub use cores::pin_to_core;
 pub use environment::{cache_dir, variable};
 pub use error::{LaunchError, with_causes};
 pub use exit::Exit;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::str::FromStr;
 
-use crate::command::cores;
+use crate::cores::cores;
 use crate::environment;
 use crate::error::LaunchError;
 

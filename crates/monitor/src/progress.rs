@@ -135,6 +135,9 @@ pub fn log_line(record: &StepRecord, steps: Option<u64>, eta: Option<Duration>) 
     }
     let _ = record.lr.map(|lr| write!(line, "  lr {lr:.3e}"));
     let _ = record.grad_norm.map(|norm| write!(line, "  grad_norm {norm:.3}"));
+    if !record.left_out.is_empty() {
+        let _ = write!(line, "  left out {}", record.left_out.values().sum::<u64>());
+    }
     if record.peak_memory_bytes > 0 {
         let _ = write!(line, "  memory {}", bytes_text(record.peak_memory_bytes));
     }
@@ -185,10 +188,12 @@ mod tests {
         (record.data_wait_seconds, record.comm_seconds) = (0.012, 0.05);
         record.comm_hidden_seconds = 0.04;
         record.peak_memory_bytes = 2 << 30;
+        record.left_out.extend([("image_corrupt".to_owned(), 2), ("unreadable".to_owned(), 1)]);
         assert_eq!(
             log_line(&record, Some(400), Some(Duration::from_secs(432))),
             "stage1 step 120/400  41.2 pairs/s  step 1.552 s  data wait 0.012 s  comm 0.050 s (80 % hidden)  \
-             loss_itc 2.3123  itm_accuracy 0.7500  lr 2.900e-4  grad_norm 1.234  memory 2.00 GiB  eta 7 min 12 s"
+             loss_itc 2.3123  itm_accuracy 0.7500  lr 2.900e-4  grad_norm 1.234  left out 3  memory 2.00 GiB  \
+             eta 7 min 12 s"
         );
     }
 

@@ -96,6 +96,9 @@ pub struct StepRecord {
     /// Whatever else was measured, by name, such as `itm_accuracy`; ratios are 0 to 1.
     #[serde(default, with = "finite_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
+    /// Samples of a stream left out so far in this phase, by reason, over all ranks and sessions; absent where none was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out: BTreeMap<String, u64>,
     /// Seconds of running since the run began, over all its sessions; [`crate::Metrics`] sets it.
     #[serde(with = "finite")]
     pub time_seconds: f64,
@@ -120,6 +123,7 @@ impl StepRecord {
             bytes_reduced: 0,
             peak_memory_bytes: 0,
             metrics: BTreeMap::new(),
+            left_out: BTreeMap::new(),
             time_seconds: 0.0,
         }
     }

@@ -265,7 +265,10 @@ fn scalars(record: &StepRecord) -> Vec<(String, f64)> {
     ];
     let learning = [("lr", record.lr), ("grad_norm", record.grad_norm)];
     let learning = learning.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    named.chain(learning).chain(own).map(|(name, value)| (format!("{phase}/{name}"), value)).collect()
+    let left_out = record.left_out.iter();
+    let left_out = left_out.map(|(reason, count)| (format!("{phase}/left_out/{reason}"), *count as f64));
+    let numbers = named.chain(learning).chain(own);
+    numbers.map(|(name, value)| (format!("{phase}/{name}"), value)).chain(left_out).collect()
 }
 
 /// crc32c, rotated and shifted as the record format wants it, so that a checksum of a checksum is not trivial.

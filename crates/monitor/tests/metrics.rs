@@ -109,6 +109,7 @@ proptest! {
             time_seconds: numbers[3],
             pairs_seen: counts.0,
             bytes_reduced: counts.1,
+            left_out: BTreeMap::from([(name.clone(), counts.0)]),
             ..StepRecord::new(Phase::Stage1, RecordKind::Step, 1)
         };
         MetricsFile::create(&path).expect("create").append(&written).expect("append");
@@ -119,6 +120,7 @@ proptest! {
             prop_assert!(expected.to_bits() == theirs.to_bits() || (expected.is_nan() && theirs.is_nan()));
         }
         prop_assert_eq!((read.pairs_seen, read.bytes_reduced), counts);
+        prop_assert_eq!(read.left_out, written.left_out);
     }
 
     #[test]

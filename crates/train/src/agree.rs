@@ -23,6 +23,22 @@ pub(crate) fn same_name(group: &dyn ProcessGroup, name: &[u8]) -> Result<bool, C
     same(group, &own)
 }
 
+/// The bytes of every rank, in rank order; they may be of any number.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn gather_bytes(group: &dyn ProcessGroup, own: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+    let length = Tensor::from_slice(&[own.len() as i64]).to_device(group.device());
+    let lengths = group.all_gather(&length)?.to_device(Device::Cpu);
+    let lengths = Vec::<i64>::try_from(lengths).unwrap_or_default();
+    let longest = lengths.iter().copied().max().unwrap_or_default().max(1) as usize;
+    let mut padded = own.to_vec();
+    padded.resize(longest, 0);
+    let all = group.all_gather(&Tensor::from_slice(&padded).to_device(group.device()))?;
+    let all = Vec::<u8>::try_from(all.to_device(Device::Cpu)).unwrap_or_default();
+    Ok(all.chunks(longest).zip(lengths).map(|(bytes, length)| bytes[..length as usize].to_vec()).collect())
+}
+
 /// The union of all ranks' lists of samples, ascending.
 ///
 /// # Errors

@@ -88,6 +88,14 @@ pub enum TrainError {
         /// Earlier returns to a checkpoint.
         roll_backs: u64,
     },
+    /// Ranks that this program started for a comparison or a measurement failed: look at what they said.
+    #[error("the ranks did not end well: {detail}")]
+    Ranks {
+        /// What the first that failed means by its exit code.
+        exit: Exit,
+        /// The launcher's lines, and the last one of each rank.
+        detail: String,
+    },
     /// A reference case is not met.
     #[error("{0}")]
     Verify(String),
@@ -102,14 +110,13 @@ impl TrainError {
             Self::Read { .. } | Self::Config { .. } | Self::Weights { .. } => Exit::Config,
             Self::Data(data::DataError::TooManySkipped { .. }) | Self::Lost { .. } => Exit::GiveUp,
             Self::NotShared { .. } => Exit::Unavailable,
-            Self::Data(data::DataError::Unreadable { .. } | data::DataError::Worker { .. }) => {
-                Exit::Unavailable
-            }
+            Self::Data(error) if error.is_of_disk_or_server() => Exit::Unavailable,
             Self::Data(_) | Self::Verify(_) => Exit::Config,
             Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
             Self::Checkpoint(checkpoint::CheckpointError::Io { .. }) => Exit::Unavailable,
             Self::Checkpoint(_) => Exit::Config,
             Self::Launch(error) => error.exit(),
+            Self::Ranks { exit, .. } => *exit,
             Self::Peer(collectives::CommError::Unsupported { .. }) => Exit::Config,
             Self::Write { .. } | Self::Peer(_) => Exit::Unavailable,
             Self::Stopped { .. } | Self::Interrupted { .. } => Exit::Stopped,

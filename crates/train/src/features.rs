@@ -64,10 +64,7 @@ impl Encoder {
         };
         let limit = session.plan.config.data.max_skipped_ratio;
         let corpus = Corpus::new(index, features, &self.transform, session.group.as_ref(), limit)?;
-        if corpus.skipped.total() > 0 {
-            let (count, worst) = (corpus.skipped.total(), corpus.skipped.worst(5));
-            session.metrics.warn(format!("{count} of {} samples left out: {worst}", corpus.skipped.seen));
-        }
+        session.tell_left_out("features", &corpus.skipped);
         Ok(corpus)
     }
 

@@ -20,6 +20,7 @@ mod optim;
 mod pairs;
 mod phases;
 mod plan;
+mod ranks;
 mod reduction;
 mod roll_back;
 mod session;

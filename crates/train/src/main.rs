@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use train::TrainError;
+use train::bench::{self, StepOptions};
 use train::convert::{self, Export, Form};
 
 #[derive(Parser)]
@@ -32,16 +33,26 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         world_size: usize,
     },
-    /// Time and memory of one optimizer step at the sizes of a config, with random weights and inputs.
+    /// Time and memory of a stage-1 step at the sizes of a config, with random weights and inputs, on one rank and on
+    /// several.
     BenchStep {
         #[command(flatten)]
-        run: RunArgs,
-        /// Pairs in the step.
+        step: StepArgs,
+        /// Ranks beside the one, each on one core; 1 measures one rank on all cores and nothing else.
         #[arg(long, default_value_t = 2)]
-        pairs: usize,
-        /// Steps that are timed, behind one that is not.
-        #[arg(long, default_value_t = 1)]
-        steps: usize,
+        ranks: usize,
+        /// End with one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// How fast ranks of this machine sum over Gloo.
+    BenchAllreduce {
+        /// How many.
+        #[arg(long, default_value_t = 2)]
+        ranks: usize,
+        /// End with one line of JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Compare numerics with reference cases.
     Verify {
@@ -84,6 +95,21 @@ enum Command {
         #[arg(long, default_value_t = checkpoint::SHARD_BYTES)]
         shard_bytes: u64,
     },
+    /// One rank of `bench-step`, which starts it.
+    #[command(hide = true)]
+    BenchStepRank {
+        #[command(flatten)]
+        step: StepArgs,
+        /// Folder for what this rank measured.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// One rank of `bench-allreduce`, which starts it.
+    #[command(hide = true)]
+    BenchAllreduceRank {
+        /// Folder for what rank 0 measured.
+        out: PathBuf,
+    },
     /// One rank of a case with several ranks; `verify` starts it.
     #[command(hide = true)]
     VerifyRank {
@@ -111,6 +137,25 @@ struct RunArgs {
     overrides: Vec<String>,
 }
 
+#[derive(clap::Args)]
+struct StepArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Pairs of each rank in a step.
+    #[arg(long, default_value_t = 2)]
+    pairs: usize,
+    /// Steps that are timed, behind one that is not.
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+}
+
+impl StepArgs {
+    fn options(self) -> StepOptions {
+        let RunArgs { config, overrides } = self.run;
+        StepOptions { config, overrides, pairs: self.pairs, steps: self.steps }
+    }
+}
+
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::train(&args.config, &args.overrides),
@@ -120,9 +165,14 @@ fn main() -> ExitCode {
         Command::Plan { run, world_size } => {
             train::describe(&run.config, &run.overrides, world_size).map(|text| println!("{text}"))
         }
-        Command::BenchStep { run, pairs, steps } => {
-            train::bench::step(&run.config, &run.overrides, pairs, steps).map(|text| println!("{text}"))
+        Command::BenchStep { step, ranks, json } => {
+            bench::step(&step.options(), ranks, json).map(|text| println!("{text}"))
         }
+        Command::BenchAllreduce { ranks, json } => {
+            bench::allreduce(ranks, json).map(|text| println!("{text}"))
+        }
+        Command::BenchStepRank { step, out } => bench::step_rank(&step.options(), &out),
+        Command::BenchAllreduceRank { out } => bench::allreduce_rank(&out),
         Command::Verify { cases, json } => train::verify::verify(&cases, json),
         Command::Import { source, dest, config } => {
             convert::import(&source, &dest, config.as_deref(), &|line| eprintln!("blip2: {line}"))

@@ -45,7 +45,7 @@ impl PairSource<'_> {
     /// The micro-batches of the step that `state` stands before.
     ///
     /// # Errors
-    /// [`TrainError::Read`] when cached features cannot be read, [`TrainError::Data`] when too many samples are bad.
+    /// [`TrainError::Read`] when cached features cannot be read, [`TrainError::Data`] when a stream ends.
     pub fn next_step(&mut self, plan: &StagePlan, state: &TrainState) -> Result<Vec<MicroBatch>, TrainError> {
         match self {
             Self::Cached(cached) => cached.next_step(plan, state),
@@ -80,12 +80,12 @@ impl PairSource<'_> {
         }
     }
 
-    /// Samples that were left out on the way, by shard and reason; what a cache leaves out was told when it was filled.
+    /// What this rank left out in the last step, by shard and reason; what a cache leaves out was told when it was filled.
     #[must_use]
-    pub fn skipped(&self) -> Option<&Counters> {
+    pub fn left_out(&self) -> Counters {
         match self {
-            Self::Cached(_) => None,
-            Self::Streamed(streamed) => Some(streamed.counters()),
+            Self::Cached(_) => Counters::default(),
+            Self::Streamed(streamed) => streamed.left_out.clone(),
         }
     }
 }

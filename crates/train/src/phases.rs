@@ -130,6 +130,7 @@ impl Run {
             Some(corpus) => TrainingSet::Cached(corpus),
             None => {
                 let set = StreamedSet::open(&config.data, encoder, session.group.as_ref())?;
+                session.tell_left_out("training shards", set.index.problems());
                 TrainingSet::Streamed(set)
             }
         };
@@ -187,7 +188,6 @@ impl Run {
             trainer.roll_back()?;
         }
         let state = trainer.state.clone();
-        let skipped = trainer.pairs.skipped().cloned();
         let drawn = trainer.pairs.drawn(state.pairs_seen);
         drop(trainer);
         for (set, drawn) in config.data.source.sets.iter().zip(drawn) {
@@ -195,10 +195,6 @@ impl Run {
             self.session
                 .metrics
                 .line(&format!("{shards}: {} samples drawn, {:.2} epochs", drawn.samples, drawn.epochs));
-        }
-        if let Some(skipped) = skipped.filter(|skipped| skipped.total() > 0) {
-            let (count, worst) = (skipped.total(), skipped.worst(5));
-            self.session.metrics.warn(format!("{count} of {} samples left out: {worst}", skipped.seen));
         }
         self.session.metrics.end_phase();
         // Rank 0's last checkpoint is on the disk before anybody reads it.
@@ -236,8 +232,9 @@ impl Run {
         Err(TrainError::NotShared { path: plan.checkpoint_dir.clone(), detail })
     }
 
-    /// Enters a finished stage into the ledger.
+    /// Tells of what a finished stage left out, and enters it into the ledger.
     fn close(&mut self, phase: Phase, parameters: u64, state: &TrainState) -> Result<(), TrainError> {
+        self.session.tell_left_out(phase.name(), &state.left_out);
         let ledger = &mut self.session.ledger;
         ledger.trainable.insert(phase, parameters);
         ledger.bytes_per_step.insert(phase, self.session.plan.reduce.dtype.bytes(parameters));

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use checkpoint::RunLock;
 use collectives::ProcessGroup;
+use data::Counters;
 use launch::{ProgressPage, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
 
@@ -90,6 +91,14 @@ impl Session {
         match self.stop.requested() {
             true => Err(TrainError::Interrupted { phase: phase.name().into() }),
             false => Ok(()),
+        }
+    }
+
+    /// Warns of samples that `what` left out on all ranks together, and of the worst shards.
+    pub fn tell_left_out(&mut self, what: &str, left_out: &Counters) {
+        if left_out.total() > 0 {
+            let (count, seen, worst) = (left_out.total(), left_out.seen, left_out.worst(5));
+            self.metrics.warn(format!("{what}: {count} of {seen} samples left out: {worst}"));
         }
     }
 

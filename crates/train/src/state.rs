@@ -1,5 +1,6 @@
 //! Everything a resumed run needs beside weights and optimizer moments. Not here means not resumed.
 
+use data::Counters;
 use serde::{Deserialize, Serialize};
 
 use crate::leaps::Leaps;
@@ -34,6 +35,9 @@ pub struct TrainState {
     /// What fp16's losses are multiplied by.
     #[serde(default)]
     pub loss_scale: LossScale,
+    /// Samples of a stream left out, over all ranks and launches.
+    #[serde(default)]
+    pub left_out: Counters,
 }
 
 /// Whether the gradient of a step is taken; all ranks come to the same one.

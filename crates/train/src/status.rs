@@ -20,16 +20,18 @@ pub struct Status {
     pub finite: bool,
     /// Some rank was asked to stop.
     pub stop: bool,
+    /// Samples that this step's batches were to hold and could not, of all ranks.
+    pub left_out: u64,
 }
 
 impl Status {
     /// This rank's view.
     #[must_use]
-    pub fn of(losses: &[StepLosses], grad_norm: f64, stop: bool) -> Self {
+    pub fn of(losses: &[StepLosses], grad_norm: f64, stop: bool, left_out: u64) -> Self {
         let named = summed(losses);
         let finite = grad_norm.is_finite() && named.values().all(|value| value.is_finite());
         let (losses, metrics) = named.into_iter().partition(|(name, _)| name.starts_with("loss"));
-        Self { losses, metrics, grad_norm, finite, stop }
+        Self { losses, metrics, grad_norm, finite, stop, left_out }
     }
 
     /// All ranks' view.
@@ -38,7 +40,8 @@ impl Status {
     /// [`CommError`] when a peer is gone.
     pub fn all_reduce(mut self, group: &dyn ProcessGroup) -> Result<Self, CommError> {
         let world_size = group.world_size() as f64;
-        let mut packed = vec![f64::from(u8::from(self.stop)), f64::from(u8::from(!self.finite))];
+        let flag = |flag: bool| f64::from(u8::from(flag));
+        let mut packed = vec![flag(self.stop), flag(!self.finite), self.left_out as f64];
         // What is not finite on one rank is not finite in the mean, and so in the log.
         packed.extend(self.losses.values().chain(self.metrics.values()).chain([&self.grad_norm]));
         let mut packed = Tensor::from_slice(&packed).to_device(group.device());
@@ -47,6 +50,7 @@ impl Status {
         let mut rest = summed.into_iter();
         self.stop = rest.next().unwrap_or(0.0) > 0.0;
         self.finite = rest.next().unwrap_or(1.0) == 0.0;
+        self.left_out = rest.next().unwrap_or(0.0) as u64;
         let values = self.losses.values_mut().chain(self.metrics.values_mut());
         for value in values.chain([&mut self.grad_norm]) {
             *value = rest.next().unwrap_or(f64::NAN) / world_size;

@@ -29,6 +29,8 @@ pub struct Streamed<'a> {
     index: Arc<Index>,
     encoder: &'a Encoder,
     draws: Draws<'a>,
+    /// What this rank left out in the last step.
+    pub left_out: Counters,
 }
 
 impl StreamedSet {
@@ -70,11 +72,14 @@ impl StreamedSet {
             workers: config.workers,
             shards_ahead: config.source.shards_ahead(),
             max_skipped_ratio: config.max_skipped_ratio,
+            // The hub does, over all ranks.
+            judges: false,
             // The hub tokenises: stage 2 reads other tokens than stage 1.
             ..LoaderSpec::new(Arc::clone(&self.index), Arc::clone(&order), draws.seed)
         };
-        let index = Arc::clone(&self.index);
-        Ok(Streamed { loader: Loader::start(spec)?, order, index, encoder: &self.encoder, draws })
+        let (loader, index) = (Loader::start(spec)?, Arc::clone(&self.index));
+        let left_out = Counters::default();
+        Ok(Streamed { loader, order, index, encoder: &self.encoder, draws, left_out })
     }
 
     fn order(&self, config: &DataConfig, seed: u64, plan: &StagePlan) -> Result<Order, TrainError> {
@@ -98,11 +103,13 @@ impl Streamed<'_> {
     /// The micro-batches of the step that `state` stands before, which the stream has come to.
     ///
     /// # Errors
-    /// [`TrainError::Data`] when too many samples are bad.
+    /// [`TrainError::Data`] when a shard cannot be had, or a set holds no good sample.
     pub fn next_step(&mut self, plan: &StagePlan, state: &TrainState) -> Result<Vec<MicroBatch>, TrainError> {
         let mut micro_batches = Vec::with_capacity(plan.grad_accum_steps);
+        self.left_out = Counters::default();
         for micro_step in 0..plan.grad_accum_steps {
             let batch = self.loader.next_batch()?;
+            self.left_out.merge(&batch.counters);
             let (position, _) = self.draws.own(plan, state, micro_step);
             let image = Image::Pixels(pixels(&batch).to_device(self.draws.device));
             let at = (plan, state.step, micro_step);
@@ -125,11 +132,6 @@ impl Streamed<'_> {
     /// What was drawn of each set before `position`: samples, and passes over the set.
     pub fn drawn(&self, position: u64) -> Vec<Drawn> {
         self.order.drawn(position)
-    }
-
-    /// Samples left out so far.
-    pub fn counters(&self) -> &Counters {
-        self.loader.counters()
     }
 }
 

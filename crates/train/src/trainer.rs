@@ -11,6 +11,7 @@ use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
 use tch::Kind;
 
+use crate::agree::gather_bytes;
 use crate::checkpoints::{self, Checkpoints};
 use crate::error::TrainError;
 use crate::optim::{AdamW, clip};
@@ -76,8 +77,8 @@ impl Trainer<'_> {
     /// Trains to the end of the phase, until somebody asks for a stop, or until it is lost.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] after a requested stop (a checkpoint was written), a lost peer, or a disk that is full at
-    /// the end of the phase.
+    /// [`TrainError::Stopped`] after a requested stop (a checkpoint was written), [`data::DataError::TooManySkipped`], a
+    /// lost peer, or a disk that is full at the end of the phase.
     pub fn run(&mut self) -> Result<Ended, TrainError> {
         self.make_up_for_validation()?;
         while self.state.step < self.plan.steps {
@@ -88,7 +89,9 @@ impl Trainer<'_> {
             let report = self.step(&micro_batches)?;
             let step_seconds = started.elapsed().as_secs_f64();
             self.advance(&report, step_seconds);
+            self.count_left_out(&report.status)?;
             self.record(&report, step_seconds, data_wait_seconds);
+            self.state.left_out.check(self.session.plan.config.data.max_skipped_ratio)?;
             if self.state.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW {
                 return Ok(Ended::Lost);
             }
@@ -130,7 +133,8 @@ impl Trainer<'_> {
         }
         let gradients = self.optimizer.gradients();
         let (grad_norm, grad_divisor) = clip(&gradients, scale, self.plan.optim.max_grad_norm);
-        let own = Status::of(&losses, grad_norm, self.session.stop.requested());
+        let left_out = self.pairs.left_out().total();
+        let own = Status::of(&losses, grad_norm, self.session.stop.requested(), left_out);
         let status = own.all_reduce(self.session.group.as_ref())?;
         let lr = self.plan.schedule.lr(self.state.step);
         let verdict = self.state.judge(&status);
@@ -171,7 +175,22 @@ impl Trainer<'_> {
         self.session.metrics.warn(warning);
     }
 
+    /// Adds what all ranks left out in this step, which only a step asks for in which there is something.
+    fn count_left_out(&mut self, status: &Status) -> Result<(), TrainError> {
+        if status.left_out > 0 {
+            let group = self.session.group.as_ref();
+            let texts = gather_bytes(group, &serde_json::to_vec(&self.pairs.left_out()).unwrap_or_default())?;
+            for counters in texts.iter().filter_map(|text| serde_json::from_slice(text).ok()) {
+                self.state.left_out.merge(&counters);
+            }
+        }
+        // Each pair that was asked for is looked at once.
+        self.state.left_out.seen = self.state.pairs_seen;
+        Ok(())
+    }
+
     fn record(&mut self, report: &StepReport, step_seconds: f64, data_wait_seconds: f64) {
+        let left_out = self.state.left_out.by_reason().into_iter();
         let record = StepRecord {
             pairs_seen: self.state.pairs_seen,
             losses: report.status.losses.clone(),
@@ -185,6 +204,7 @@ impl Trainer<'_> {
             comm_hidden_seconds: report.reduction.busy_seconds - report.reduction.exposed_seconds,
             bytes_reduced: report.reduction.bytes,
             peak_memory_bytes: peak_rss_bytes().unwrap_or(0),
+            left_out: left_out.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
             ..StepRecord::new(self.plan.phase, RecordKind::Step, self.state.step)
         };
         self.session.metrics.record(&record);

@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{Course, Launch, TinyWorld, course};
-use monitor::Phase;
+use std::collections::BTreeMap;
+
+use common::{Course, Launch, TRAIN_PICTURES, TinyWorld, course, records};
+use monitor::{Phase, RecordKind};
 
 /// No augmentation: a view of the stream is then the plain view that a cache keeps.
 const PLAIN: [&str; 4] = [
@@ -65,15 +67,73 @@ fn a_killed_stream_goes_on_bit_for_bit() {
     course(&world.path("whole")).assert_same(&course(&world.path("killed")), "killed twice");
 }
 
-#[test]
-fn a_bad_picture_is_replaced_and_told() {
+/// Three of the 48 training samples are bad, each in its own way.
+fn spoilt_world() -> TinyWorld {
     let world = world();
     let mut pictures = common::pictures();
     pictures[3].png = b"no picture".to_vec();
-    common::write_shard(&world.path("shards/train-000000.tar"), &pictures[..common::TRAIN_PICTURES / 2]);
-    let ended = streamed(&world, "run", 2, &["data.max_skipped_ratio=0.1"]).done();
-    assert!(ended.stderr.contains("samples left out"), "{}", ended.stderr);
-    let ended = streamed(&world, "strict", 2, &["data.max_skipped_ratio=0.0"]).end();
-    assert_eq!(ended.code, Some(93), "{}", ended.stderr);
-    assert!(ended.stderr.contains("train-000000.tar"), "{}", ended.stderr);
+    pictures[10].caption = " ".into();
+    let half = pictures[40].png.len() / 2;
+    pictures[40].png.truncate(half);
+    for (shard, part) in pictures[..TRAIN_PICTURES].chunks(TRAIN_PICTURES / 2).enumerate() {
+        common::write_shard(&world.path(&format!("shards/train-{shard:06}.tar")), part);
+    }
+    world
+}
+
+/// What was left out, by reason, up to each step of both stages.
+fn left_out(world: &TinyWorld, run: &str) -> Vec<(Phase, u64, BTreeMap<String, u64>)> {
+    let records = records(&world.path(run).join("metrics.jsonl"));
+    let steps = records.into_iter().filter(|record| record.kind == RecordKind::Step);
+    steps.map(|record| (record.phase, record.step, record.left_out)).collect()
+}
+
+#[test]
+fn what_is_left_out_is_the_runs_whatever_the_number_of_ranks_and_launches() {
+    let world = spoilt_world();
+    let sets = ["data.max_skipped_ratio=0.2"];
+    // 12 steps of 12 pairs are three epochs.
+    let told = "stage1: 9 of 144 samples left out: \
+                shards/train-000000.tar: caption_empty 3, image_format_unknown 3; \
+                shards/train-000001.tar: image_corrupt 3";
+    let mut running = streamed(&world, "killed", 2, &sets).start();
+    running.wait_for_step(Phase::Stage1, 6);
+    running.kill_rank(1);
+    assert_ne!(running.end().code, Some(0));
+    for (run, ranks) in [("one", 1), ("two", 2), ("killed", 2)] {
+        let ended = streamed(&world, run, ranks, &sets).done();
+        assert!(ended.stderr.contains(told), "{run}: {}", ended.stderr);
+        let page = std::fs::read_to_string(world.path(run).join("report.html")).expect("a report");
+        assert!(page.contains(told), "the report of {run} does not tell");
+    }
+    let one = left_out(&world, "one");
+    let reasons = ["caption_empty", "image_corrupt", "image_format_unknown"];
+    let three_each = BTreeMap::from(reasons.map(|reason| (reason.to_owned(), 3)));
+    assert!(one.contains(&(Phase::Stage1, 12, three_each)), "{one:?}");
+    assert_eq!(left_out(&world, "two"), one);
+    assert_eq!(left_out(&world, "killed"), one);
+}
+
+#[test]
+fn too_many_bad_samples_end_a_run_at_the_same_step_on_any_number_of_ranks() {
+    let world = spoilt_world();
+    // Four of the first 200 samples are borne.
+    let sets = ["data.max_skipped_ratio=0.02"];
+    let last_steps = [("one", 1), ("two", 2)].map(|(run, ranks)| {
+        let ended = streamed(&world, run, ranks, &sets).end();
+        assert_eq!(ended.code, Some(93), "{}", ended.stderr);
+        assert!(ended.stderr.contains("5 of ") && ended.stderr.contains("train-00000"), "{}", ended.stderr);
+        left_out(&world, run).pop()
+    });
+    let [one, two] = last_steps;
+    assert!(one.is_some() && one == two, "{one:?} and {two:?}");
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_may_be_written_the_next_time() {
+    let world = world();
+    let sets = ["data.train=[\"http://127.0.0.1:9/0.tar\"]", "data.source.cache.dir=config.toml/cache"];
+    let ended = streamed(&world, "run", 1, &sets).end();
+    assert_eq!(ended.code, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains("config.toml/cache could not be written"), "{}", ended.stderr);
 }

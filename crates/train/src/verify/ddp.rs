@@ -4,12 +4,11 @@
 //! averaging are not compared: LAVIS routes those of exchanged images back to their rank, we keep them where they were
 //! drawn, and only the averages agree.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use collectives::{GradientDtype, ReduceOptions};
-use launch::{Exit, LaunchSpec, Nodes, Patience, World};
+use launch::World;
 use tch::Device;
 
 use super::case::{Case, EXPECTED, INPUTS, broken};
@@ -17,6 +16,7 @@ use super::gradients;
 use super::sheet::{Row, Sheet};
 use super::stage1::{Limits, Model, Pass, compare_pass};
 use crate::error::TrainError;
+use crate::ranks;
 use crate::reduction;
 
 /// Hidden subcommand of `blip2-worker` that [`verify_rank`] is behind.
@@ -27,20 +27,9 @@ const REDUCE: ReduceOptions = ReduceOptions { bucket_bytes: 1 << 16, dtype: Grad
 /// Starts the ranks of the case and collects what they found.
 pub(super) fn compare(case: &Case) -> Result<Vec<Row>, TrainError> {
     let nproc: usize = case.value("data", "world_size")?;
-    let temporary = |source| TrainError::Write { path: std::env::temp_dir(), source };
-    let folder = tempfile::tempdir().map_err(temporary)?;
-    let worker =
-        std::env::current_exe().map_err(|source| TrainError::Read { path: "blip2-worker".into(), source })?;
+    let folder = ranks::folder()?;
     let args = [SUBCOMMAND.into(), case.folder().into(), folder.path().into()].to_vec();
-    let run_dir = folder.path().to_owned();
-    let (nodes, patience) = (Nodes::one(), Patience::default());
-    let spec = LaunchSpec { worker, args, nproc, run_dir, max_restarts: 0, nodes, patience };
-    let reports = RefCell::new(Vec::new());
-    let exit = launch::launch(&spec, &|line| reports.borrow_mut().push(line.to_owned()))?;
-    if exit != Exit::Done {
-        let log = last_words(folder.path(), nproc);
-        return Err(case.broken(&format!("the ranks did not end well: {}{log}", reports.borrow().join("; "))));
-    }
+    ranks::run(args, nproc, folder.path()).map_err(|error| case.broken(&error.to_string()))?;
     let mut rows = BTreeMap::new();
     for rank in 0..nproc {
         let path = rows_file(folder.path(), rank);
@@ -98,13 +87,4 @@ fn keep_worse(rows: &mut BTreeMap<String, Row>, row: Row) {
     if is_worse {
         rows.insert(row.tensor.clone(), row);
     }
-}
-
-/// The last line of each rank's log.
-fn last_words(folder: &Path, nproc: usize) -> String {
-    let of = |rank: usize| {
-        let log = std::fs::read_to_string(folder.join("logs").join(format!("rank-{rank}.log"))).ok()?;
-        log.lines().rfind(|line| !line.is_empty()).map(|line| format!("; rank {rank} said: {line}"))
-    };
-    (0..nproc).filter_map(of).collect()
 }

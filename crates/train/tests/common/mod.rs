@@ -12,6 +12,7 @@ mod config;
 mod course;
 mod pictures;
 mod process;
+pub mod slurm;
 mod weights;
 
 pub use chaos::{Chaos, Scenario, Trial};
