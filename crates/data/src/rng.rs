@@ -44,6 +44,8 @@ pub enum Stream {
     MixtureSet = 16,
     /// Operations of RandAugment; named by (sample, view).
     RandAugment = 18,
+    /// Where a caption is split for an encoder-decoder; named by (pair in the phase).
+    PrefixSplit = 19,
     /// Waiting time before a download is tried again; named by (attempt). The one stream that no result depends on.
     Backoff = 17,
 }

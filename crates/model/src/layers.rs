@@ -26,6 +26,11 @@ impl Linear {
         Self { weight: lay_out(weight), bias: bias.map(lay_out) }
     }
 
+    /// The same tensors under another handle.
+    pub(crate) fn share(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+    }
+
     /// Of the weights.
     pub(crate) fn kind(&self) -> Kind {
         self.weight.kind()
@@ -74,6 +79,11 @@ pub(crate) struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// The same tensors under another handle.
+    pub(crate) fn share(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    }
+
     /// `[.., D]` to the same.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
@@ -84,6 +94,11 @@ impl LayerNorm {
 pub(crate) fn layer_norm(scope: &mut Scope<'_>, name: &str, width: i64, eps: f64) -> LayerNorm {
     let mut scope = scope.at(name);
     LayerNorm { weight: scope.take_f32("weight", &[width]), bias: scope.take_f32("bias", &[width]), eps }
+}
+
+/// A frozen layer's output for `inputs`, which alone are kept until the backward pass; the rest is computed again there.
+pub(crate) fn recomputed(inputs: &[&Tensor], layer: impl Fn(&[Tensor]) -> Tensor + Send + 'static) -> Tensor {
+    torch_bridge::recomputed(inputs, &[], 1, move |inputs| vec![layer(inputs)]).remove(0)
 }
 
 /// Softmax attention over everything, scores divided by the root of the head size.

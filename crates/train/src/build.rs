@@ -12,6 +12,7 @@ use monitor::Phase;
 use serde::Deserialize;
 use tch::{Tensor, nn, no_grad};
 
+use crate::checkpoints::HandedOver;
 use crate::config::{BertSizes, Config};
 use crate::error::TrainError;
 use crate::features::Encoder;
@@ -73,7 +74,7 @@ fn language_model(plan: &Plan) -> Result<LanguageModel, TrainError> {
     let mut weights = Weights::new(tensors::read(&path)?);
     let language_model = LanguageModel::new(&config, &mut weights, plan.language_kind, plan.device);
     finish(weights, path)?;
-    Ok(language_model)
+    Ok(language_model.with_gradient_checkpointing(plan.config.model.language.gradient_checkpointing))
 }
 
 /// BLAKE3 of a file, in hexadecimal.
@@ -88,7 +89,7 @@ fn finish(weights: Weights, path: PathBuf) -> Result<(), TrainError> {
     weights.finish().map_err(|error| TrainError::Weights { path, detail: error.to_string() })
 }
 
-/// Prompt, caption, end of text.
+/// Opening, prompt, caption, end of text, and which part of it an encoder reads.
 fn lm_captions(config: &Config) -> Result<LmCaptions, TrainError> {
     let language = &config.model.language;
     let specials: LmSpecials = read_json(&language.weights.join("config.json"))?;
@@ -100,6 +101,9 @@ fn lm_captions(config: &Config) -> Result<LmCaptions, TrainError> {
         tokenizer,
         eos: specials.eos_token_id,
         max_tokens: language.max_new_tokens,
+        split: sizes::language(config)?
+            .is_encoder_decoder()
+            .then(|| language.prefix_split.unwrap_or_default()),
     })
 }
 
@@ -126,8 +130,8 @@ pub(crate) fn encoder(plan: &Plan) -> Result<Encoder, TrainError> {
     })
 }
 
-/// A stage with its weights: stage 1 from BERT, stage 2 from `stage1` where given, else from BERT too. Second: the names
-/// that came from BERT and read text, by way of stage 1 or not.
+/// A stage with its weights: those of `start` where given, else BERT's. Second: the names that came from BERT and read text,
+/// by way of a stage before this one or not.
 ///
 /// # Errors
 /// [`TrainError::Weights`] when the weights do not fit.
@@ -135,7 +139,7 @@ pub(crate) fn stage(
     plan: &Plan,
     tools: &Tools,
     phase: Phase,
-    stage1: Option<&BTreeMap<String, Tensor>>,
+    start: Option<&HandedOver>,
 ) -> Result<(Stage, BTreeSet<String>), TrainError> {
     tch::manual_seed(
         Rng::new(plan.config.run.seed, Stream::Init, &[random_name(phase)]).bits().cast_signed(),
@@ -161,17 +165,19 @@ pub(crate) fn stage(
     })?;
     // Copies of text's feed-forward: they are to learn pictures, which BERT knew nothing of.
     pretrained.retain(|name| !name.contains("_query."));
-    if let Some(weights) = stage1 {
-        copy_weights(&shared_with_stage1(&made), weights, &plan.stage1.checkpoint_dir)?;
+    if let Some(start) = start {
+        let weights = tensors::all_to_torch(&start.weights);
+        let mut taken = made.trainable();
+        taken.retain(|name, _| weights.contains_key(name) || !may_start_fresh(name));
+        copy_weights(&taken, &weights, &start.path)?;
     }
     Ok((made, pretrained))
 }
 
-/// All of a stage 2 but its projection into the language model: what stage 1 must have trained.
-fn shared_with_stage1(stage2: &Stage) -> BTreeMap<String, Tensor> {
-    let mut shared = stage2.trainable();
-    shared.retain(|name, _| !name.starts_with("language_projection."));
-    shared
+/// What weights may lack that a stage starts from: stage 1 has no projection into the language model, a stage 1 of Hugging
+/// Face's neither temperature nor LM head.
+fn may_start_fresh(name: &str) -> bool {
+    ["language_projection.", "temperature", "cls.predictions."].iter().any(|start| name.starts_with(start))
 }
 
 /// Copies `weights` into all of `trainable`; what else there is in `weights` is not needed.

@@ -74,9 +74,9 @@ impl Frozen {
     }
 }
 
-/// What a phase hands over.
+/// What a phase hands over, or the config names.
 pub struct HandedOver {
-    /// The checkpoint.
+    /// The checkpoint, or the folder of an import.
     pub path: PathBuf,
     /// Its weights, averaged ones where an average is kept.
     pub weights: TensorMap,
@@ -240,13 +240,43 @@ pub fn handed_over(plan: &StagePlan) -> Result<HandedOver, TrainError> {
             (newest.path, newest.snapshot)
         }
     };
+    Ok(HandedOver { path, weights: averaged(snapshot), warnings })
+}
+
+/// The weights of `folder`, which a config names: a checkpoint, or what an import made of a BLIP-2. `vision` is the digest of
+/// the image encoder beside which they are to go on; an import does not tell its own.
+///
+/// # Errors
+/// [`TrainError::Checkpoint`] for a damaged checkpoint, [`TrainError::Weights`] for one that was trained beside another image
+/// encoder, and for a folder that is neither.
+pub fn named(folder: &Path, vision: &str) -> Result<HandedOver, TrainError> {
+    let refuse = |detail: &str| TrainError::Weights { path: folder.to_owned(), detail: detail.into() };
+    let imported = folder.join("bridge").join("model.safetensors");
+    let weights = if folder.join(checkpoint::MANIFEST).is_file() {
+        let (_, snapshot) = checkpoint::load(folder)?;
+        if snapshot.frozen.get("vision").is_some_and(|then| then != vision) {
+            return Err(refuse(
+                "was trained beside another image encoder; name that one as model.vision.weights",
+            ));
+        }
+        averaged(snapshot)
+    } else if imported.is_file() {
+        checkpoint::read_safetensors(&imported)?
+    } else {
+        return Err(refuse("is no checkpoint, and no folder that `blip2 import` made of a BLIP-2"));
+    };
+    Ok(HandedOver { path: folder.to_owned(), weights, warnings: Vec::new() })
+}
+
+/// A checkpoint's weights, averaged ones where an average is kept.
+fn averaged(snapshot: Snapshot) -> TensorMap {
     let mut weights = snapshot.model;
     for (name, average) in snapshot.optimizer {
         if let Some(parameter) = name.strip_prefix(AVERAGE) {
             weights.insert(parameter.to_owned(), average);
         }
     }
-    Ok(HandedOver { path, weights, warnings })
+    weights
 }
 
 impl HandedOver {
@@ -332,6 +362,33 @@ mod tests {
         assert_eq!(newest.name(), "stage1/step-00000006");
         assert!(newest.warnings[0].contains("step-00000004/model.safetensors"), "{:?}", newest.warnings);
         assert_eq!(newest.weights["weight"].to_f32_vec(), [6.0]);
+    }
+
+    #[test]
+    fn a_config_may_name_a_checkpoint_or_an_import() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = with_steps(dir.path(), &[2]);
+        let checkpoint = plan.checkpoint_dir.join("step-00000002");
+        let found = named(&checkpoint, "digest").unwrap();
+        assert_eq!(
+            (found.name().as_str(), found.weights["weight"].to_f32_vec()),
+            ("stage1/step-00000002", vec![2.0])
+        );
+        let refused = named(&checkpoint, "other").map(|_| ()).unwrap_err();
+        assert_eq!(refused.exit(), launch::Exit::Config);
+        assert!(refused.to_string().contains("another image encoder"), "{refused}");
+
+        let import = dir.path().join("import");
+        let refused = named(&import, "any").map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("import: is no checkpoint"), "{refused}");
+        std::fs::create_dir_all(import.join("bridge")).unwrap();
+        checkpoint::write_safetensors(
+            &import.join("bridge/model.safetensors"),
+            &found.weights,
+            &Default::default(),
+        )
+        .unwrap();
+        assert_eq!(named(&import, "any").unwrap().weights["weight"].to_f32_vec(), [2.0]);
     }
 
     #[test]

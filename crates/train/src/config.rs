@@ -235,6 +235,13 @@ pub struct LanguageConfig {
     /// Read between image and caption, and not scored.
     #[serde(default)]
     pub prompt: String,
+    /// An encoder-decoder's captions are split between words (the default) or between tokens: the encoder reads the first
+    /// part, the decoder says the second. Decoder-only models say the whole.
+    #[serde(default)]
+    pub prefix_split: Option<data::PrefixSplit>,
+    /// Layers keep their inputs alone and are computed again in the backward pass: more time, less memory.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Longest caption that is generated, in tokens.
     #[serde(default = "default_new_tokens")]
     pub max_new_tokens: usize,
@@ -244,8 +251,12 @@ pub struct LanguageConfig {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageConfig {
-    /// Optimizer steps.
+    /// Optimizer steps; with `from` there may be none: its weights are then handed over as they are.
     pub steps: u64,
+    /// Weights that the stage starts from: a checkpoint, or the folder that `blip2 import` made of a BLIP-2. Without, stage 1
+    /// starts from BERT and stage 2 from stage 1.
+    #[serde(default)]
+    pub from: Option<PathBuf>,
     /// Pairs of all ranks in one optimizer step.
     pub global_batch: usize,
     /// Pairs of one rank in one forward; default: `global_batch / world_size`.

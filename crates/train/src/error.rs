@@ -111,6 +111,7 @@ impl TrainError {
             Self::Data(data::DataError::TooManySkipped { .. }) | Self::Lost { .. } => Exit::GiveUp,
             Self::NotShared { .. } => Exit::Unavailable,
             Self::Data(error) if error.is_of_disk_or_server() => Exit::Unavailable,
+            Self::Data(data::DataError::Worker { .. }) => Exit::Unavailable,
             Self::Data(_) | Self::Verify(_) => Exit::Config,
             Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
             Self::Checkpoint(checkpoint::CheckpointError::Io { .. }) => Exit::Unavailable,

@@ -9,7 +9,7 @@ use crate::plan::StagePlan;
 use crate::stage::random_name;
 use crate::state::TrainState;
 use crate::stream::Streamed;
-use crate::texts::{StageText, StageTokenizer};
+use crate::texts::{StageText, StageTokenizer, TextDraws};
 
 /// One forward's input on the device.
 pub struct MicroBatch {
@@ -121,7 +121,7 @@ impl Draws<'_> {
         let dropout = Rng::new(self.seed, Stream::Dropout, &dropout_name).bits();
         Ok(MicroBatch {
             image,
-            text: self.tokenizer.tokenise(texts, self.device)?,
+            text: self.tokenizer.tokenise(texts, TextDraws { seed: self.seed, position }, self.device)?,
             concepts,
             uniforms: self.uniforms(position, texts.len()),
             // libtorch takes any 64 bits as a seed.

@@ -82,12 +82,17 @@ pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
         return Ok(());
     }
     let mut run = Run::prepare(session)?;
-    let plan = run.session.plan.stage1.clone();
-    run.stage(&plan, None)?;
-    let stage1 = checkpoints::handed_over(&plan)?;
-    stage1.warnings.iter().for_each(|warning| run.session.metrics.warn(warning));
+    let config = run.session.plan.config.clone();
+    let stage1 = run.session.plan.stage1.clone();
+    let start = config.stage1.from.as_deref().map(|folder| run.named(Phase::Stage1, folder)).transpose()?;
+    run.stage(&stage1, start.as_ref())?;
+    let start = match config.stage2.from.as_deref() {
+        Some(folder) => run.named(Phase::Stage2, folder)?,
+        None => checkpoints::handed_over(&stage1)?,
+    };
+    start.warnings.iter().for_each(|warning| run.session.metrics.warn(warning));
     let plan = run.session.plan.stage2.clone();
-    run.stage(&plan, Some(&stage1))?;
+    run.stage(&plan, Some(&start))?;
     if let Some(plan) = run.session.plan.stage2_without_stage1.clone() {
         run.stage(&plan, None)?;
     }
@@ -139,12 +144,24 @@ impl Run {
         Ok(run)
     }
 
-    /// Trains one phase to its end, from its newest checkpoint where there is one.
-    fn stage(&mut self, plan: &StagePlan, stage1: Option<&HandedOver>) -> Result<(), TrainError> {
+    /// The weights of a folder that the config names as the start of a phase.
+    fn named(&mut self, phase: Phase, folder: &Path) -> Result<HandedOver, TrainError> {
+        let named = checkpoints::named(folder, &self.vision_digest)?;
+        if phase == Phase::Stage1 && !named.weights.contains_key("temperature") {
+            self.session.metrics.warn(format!(
+                "{} has no temperature and no LM head (Hugging Face's files have none): stage 1 starts with fresh ones",
+                folder.display()
+            ));
+        }
+        Ok(named)
+    }
+
+    /// Trains one phase to its end, from its newest checkpoint where there is one, else from `start`.
+    fn stage(&mut self, plan: &StagePlan, start: Option<&HandedOver>) -> Result<(), TrainError> {
         self.session.progress.write(WorkerPhase::Load, 0);
         let resumed = checkpoints::latest(plan)?;
         self.agree_on_step(plan, resumed.as_ref().map_or(0, |(_, state)| state.step))?;
-        let checkpoints = Checkpoints::open(plan, self.session.is_rank0(), self.origin(plan.phase, stage1))?;
+        let checkpoints = Checkpoints::open(plan, self.session.is_rank0(), self.origin(plan.phase, start))?;
         if let Some((loaded, state)) = &resumed {
             checkpoints.check_frozen(loaded)?;
             checkpoints.pin_best(state)?;
@@ -155,7 +172,7 @@ impl Run {
             }
         }
         let Self { session, tools, train, splits, .. } = self;
-        let Ready { stage, optimizer, state } = ready(session, tools, plan, stage1, resumed)?;
+        let Ready { stage, optimizer, state } = ready(session, tools, plan, start, resumed)?;
         let parameters: u64 = stage.trainable().values().map(|p| p.numel() as u64).sum();
         session.metrics.line(&format!(
             "{}: {parameters} trainable parameters, {:.1} MB reduced per step and rank, from step {}",
@@ -203,7 +220,7 @@ impl Run {
     }
 
     /// What the phase's checkpoints tell of where they come from. Stage 1 knows no language model.
-    fn origin(&self, phase: Phase, stage1: Option<&HandedOver>) -> Origin {
+    fn origin(&self, phase: Phase, start: Option<&HandedOver>) -> Origin {
         let (tools, samples) = (&self.tools, self.train.index().digest());
         let mut frozen = vec![(Frozen::Vision, self.vision_digest.as_str()), (Frozen::Data, samples)];
         match phase {
@@ -215,7 +232,7 @@ impl Run {
         }
         let frozen =
             frozen.into_iter().map(|(what, digest)| (what.name().to_owned(), digest.to_owned())).collect();
-        Origin { config: self.session.config_text.clone(), parent: stage1.map(HandedOver::name), frozen }
+        Origin { config: self.session.config_text.clone(), parent: start.map(HandedOver::name), frozen }
     }
 
     /// All ranks found the same checkpoint, and have read it before rank 0 tidies its folder. On a shared disk that is
@@ -238,7 +255,9 @@ impl Run {
         let ledger = &mut self.session.ledger;
         ledger.trainable.insert(phase, parameters);
         ledger.bytes_per_step.insert(phase, self.session.plan.reduce.dtype.bytes(parameters));
-        ledger.pairs_per_second.insert(phase, state.pairs_seen as f64 / state.train_seconds);
+        if state.step > 0 {
+            ledger.pairs_per_second.insert(phase, state.pairs_seen as f64 / state.train_seconds);
+        }
         self.account(phase, state.train_seconds)
     }
 
@@ -266,11 +285,10 @@ fn ready(
     session: &mut Session,
     tools: &Tools,
     plan: &StagePlan,
-    stage1: Option<&HandedOver>,
+    start: Option<&HandedOver>,
     resumed: Option<(Loaded, TrainState)>,
 ) -> Result<Ready, TrainError> {
-    let stage1 = stage1.map(|handed| all_to_torch(&handed.weights));
-    let (stage, pretrained) = build::stage(&session.plan, tools, plan.phase, stage1.as_ref())?;
+    let (stage, pretrained) = build::stage(&session.plan, tools, plan.phase, start)?;
     let trainable = stage.trainable();
     let mut optimizer = AdamW::new(&trainable, &pretrained, &plan.optim);
     let Some((loaded, state)) = resumed else {

@@ -186,10 +186,13 @@ impl Plan {
 
 impl StagePlan {
     fn new(phase: Phase, c: &StageConfig, key: &str, dir: &Path, world_size: usize) -> Result<Self, String> {
-        if c.steps == 0 || c.checkpoint_every_steps == 0 {
-            return Err(format!("{key}.steps and {key}.checkpoint_every_steps must be at least 1"));
+        if (c.steps == 0 && c.from.is_none()) || c.checkpoint_every_steps == 0 {
+            return Err(format!(
+                "{key}.steps and {key}.checkpoint_every_steps must be at least 1; only weights that {key}.from names \
+                 may be taken without a step"
+            ));
         }
-        if c.optim.warmup_steps > c.steps {
+        if c.steps > 0 && c.optim.warmup_steps > c.steps {
             return Err(format!(
                 "{key}.optim.warmup_steps = {} is longer than {key}.steps = {}",
                 c.optim.warmup_steps, c.steps

@@ -42,16 +42,23 @@ pub(crate) fn bert(config: &Config) -> Result<BertSizes, TrainError> {
     }
 }
 
-/// The language model's `config.json`, which must be as wide as `model.language.hidden_size` says where that is given.
+/// The language model's `config.json`, which must be as wide as `model.language.hidden_size` says where that is given, and
+/// have an encoder where `model.language.prefix_split` gives it something to read.
 ///
 /// # Errors
-/// [`TrainError::Read`], or [`TrainError::Weights`] for a model that we do not have or that is not so wide.
+/// [`TrainError::Read`], or [`TrainError::Weights`] for a model that we do not have or that is not so.
 pub(crate) fn language(config: &Config) -> Result<LanguageConfig, TrainError> {
     let language = &config.model.language;
     let path = language.weights.join("config.json");
     let text = fs::read_to_string(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
     let refuse = |detail: String| TrainError::Weights { path: path.clone(), detail };
     let found = LanguageConfig::from_hf_json(&text).map_err(|error| refuse(error.to_string()))?;
+    if language.prefix_split.is_some() && !found.is_encoder_decoder() {
+        return Err(refuse(
+            "is a decoder-only model, which says captions whole; leave out model.language.prefix_split, or name a T5"
+                .into(),
+        ));
+    }
     match language.hidden_size {
         Some(given) if given != found.hidden_size() => Err(refuse(format!(
             "is {} wide, but model.language.hidden_size says {given}",

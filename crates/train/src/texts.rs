@@ -1,6 +1,6 @@
 //! Texts as the model of a stage reads them.
 
-use data::{LmTokenizer, TextBatch, WordPiece};
+use data::{LmTokenizer, PrefixSplit, Rng, Stream, TextBatch, TwoParts, WordPiece};
 use model::{LmText, TextInput};
 use tch::{Device, Tensor};
 
@@ -22,7 +22,17 @@ pub enum StageTokenizer<'a> {
     Two(&'a LmCaptions),
 }
 
-/// How the language model reads a caption: opening, image, prompt, caption, end of text.
+/// Names what is drawn for the texts of a micro-batch, so that any world size draws the same.
+#[derive(Clone, Copy, Debug)]
+pub struct TextDraws {
+    /// The run's seed.
+    pub seed: u64,
+    /// Where the first pair stands in the phase.
+    pub position: u64,
+}
+
+/// How the language model reads a caption. A decoder-only model: opening, image, prompt, caption, end of text. An
+/// encoder-decoder: opening, image, prompt, first part, end of text in the encoder; second part, end of text from the decoder.
 pub struct LmCaptions {
     /// The model's tokenizer.
     pub tokenizer: LmTokenizer,
@@ -32,8 +42,10 @@ pub struct LmCaptions {
     pub prompt: Vec<i64>,
     /// Ends every caption.
     pub eos: i64,
-    /// Longest caption in tokens, the end included; a longer one is cut and has no end.
+    /// Longest caption, or part of one, in tokens, the end included.
     pub max_tokens: usize,
+    /// Where an encoder-decoder's captions are split; none for a decoder-only model, which says them whole.
+    pub split: Option<PrefixSplit>,
 }
 
 impl StageTokenizer<'_> {
@@ -41,25 +53,38 @@ impl StageTokenizer<'_> {
     ///
     /// # Errors
     /// [`TrainError::Data`] for a text that the tokenizer refuses.
-    pub fn tokenise(&self, texts: &[String], device: Device) -> Result<StageText, TrainError> {
+    pub fn tokenise(
+        &self,
+        texts: &[String],
+        draws: TextDraws,
+        device: Device,
+    ) -> Result<StageText, TrainError> {
         match self {
             Self::One(tokenizer, max_tokens) => {
                 let batch = tokenizer.encode_tight(texts, *max_tokens)?;
                 let all: Vec<usize> = (0..texts.len()).collect();
                 Ok(StageText::One(text_input(&batch, &all).to_device(device)))
             }
-            Self::Two(captions) => Ok(StageText::Two(captions.tokenise(texts)?.to_device(device))),
+            Self::Two(captions) => Ok(StageText::Two(captions.tokenise(texts, draws)?.to_device(device))),
         }
     }
 }
 
 impl LmCaptions {
-    /// Prompt, caption and end of text, padded on the right to the longest. Behind a caption that was cut there is no end:
-    /// the model is not to learn that captions end in the middle.
+    /// What the model reads and is scored on, padded on the right to the longest.
     ///
     /// # Errors
     /// [`TrainError::Data`] for a text that the tokenizer refuses.
-    pub fn tokenise(&self, texts: &[String]) -> Result<LmText, TrainError> {
+    pub fn tokenise(&self, texts: &[String], draws: TextDraws) -> Result<LmText, TrainError> {
+        match self.split {
+            None => self.whole(texts),
+            Some(split) => self.in_two_parts(texts, split, draws),
+        }
+    }
+
+    /// Prompt, caption and end of text. Behind a caption that was cut there is no end: the model is not to learn that
+    /// captions end in the middle.
+    fn whole(&self, texts: &[String]) -> Result<LmText, TrainError> {
         let row = |text: &String| -> Result<Vec<i64>, TrainError> {
             let mut ids = self.tokenizer.encode_plain(text)?;
             ids.push(self.eos);
@@ -68,6 +93,37 @@ impl LmCaptions {
         };
         let rows = texts.iter().map(row).collect::<Result<Vec<_>, _>>()?;
         Ok(LmText::padded(&rows, self.prompt.len(), self.eos))
+    }
+
+    /// Prompt and first part for the encoder, second part for the decoder; both have their end, cut or not (LAVIS's
+    /// `Blip2T5.forward`).
+    fn in_two_parts(
+        &self,
+        texts: &[String],
+        split: PrefixSplit,
+        draws: TextDraws,
+    ) -> Result<LmText, TrainError> {
+        let (mut read, mut said) = (Vec::with_capacity(texts.len()), Vec::with_capacity(texts.len()));
+        for (text, position) in texts.iter().zip(draws.position..) {
+            let mut rng = Rng::new(draws.seed, Stream::PrefixSplit, &[position]);
+            let TwoParts { prefix, suffix } = split.split(text, &self.tokenizer, &mut rng)?;
+            read.push([self.prompt.as_slice(), &self.ended(prefix)].concat());
+            said.push(self.ended(suffix));
+        }
+        Ok(LmText::padded(&said, 0, self.eos).behind(TextInput::padded(&read, self.eos)))
+    }
+
+    /// With the end behind them, in front of which they are cut.
+    fn ended(&self, mut ids: Vec<i64>) -> Vec<i64> {
+        ids.truncate(self.max_tokens - 1);
+        ids.push(self.eos);
+        ids
+    }
+
+    /// Ids that stand behind a picture whose caption is asked for: the prompt, which an encoder reads with its end.
+    #[must_use]
+    pub fn question(&self) -> Vec<i64> {
+        self.prompt.iter().copied().chain(self.split.map(|_| self.eos)).collect()
     }
 
     /// The caption that generated ids stand for.
@@ -103,16 +159,63 @@ mod tests {
         "model": { "type": "WordLevel", "vocab": {"<end>": 0, "a": 1, "b": 2, "c": 3, "d": 4}, "unk_token": "<end>" }
     }"#;
 
-    #[test]
-    fn a_caption_that_was_cut_has_no_end() {
+    /// At most three tokens, behind the prompt `d`.
+    fn captions(split: Option<PrefixSplit>) -> LmCaptions {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("tokenizer.json");
         std::fs::write(&path, TOKENIZER).expect("a file");
         let tokenizer = LmTokenizer::bare(&path).expect("a tokenizer");
-        let captions = LmCaptions { tokenizer, opening: vec![], prompt: vec![4], eos: 0, max_tokens: 3 };
-        let text = captions.tokenise(&["a b".into(), "a b c".into(), "a".into()]).expect("tokens");
-        let labels: Vec<i64> = Vec::try_from(text.labels.view([-1])).expect("labels");
+        LmCaptions { tokenizer, opening: vec![], prompt: vec![4], eos: 0, max_tokens: 3, split }
+    }
+
+    fn tokenised(captions: &LmCaptions, texts: &[&str], position: u64) -> LmText {
+        let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
+        captions.tokenise(&texts, TextDraws { seed: 1, position }).expect("tokens")
+    }
+
+    fn rows(tensor: &Tensor) -> Vec<Vec<i64>> {
+        Vec::try_from(tensor).expect("two dimensions")
+    }
+
+    #[test]
+    fn a_caption_that_was_cut_has_no_end() {
+        let text = tokenised(&captions(None), &["a b", "a b c", "a"], 0);
         let ignored = LmText::IGNORED;
-        assert_eq!(labels, [[ignored, 1, 2, 0], [ignored, 1, 2, 3], [ignored, 1, 0, ignored]].concat());
+        assert_eq!(rows(&text.labels), [[ignored, 1, 2, 0], [ignored, 1, 2, 3], [ignored, 1, 0, ignored]]);
+        assert_eq!(text.prefix.ids.size(), [3, 0]);
+    }
+
+    #[test]
+    fn an_encoder_reads_the_first_part_and_a_decoder_says_the_second() {
+        for split in [PrefixSplit::Words, PrefixSplit::Tokens] {
+            let captions = captions(Some(split));
+            // Of two and three words the first is read, of one none.
+            let text = tokenised(&captions, &["a b", "a", "c a b"], 0);
+            assert_eq!(rows(&text.prefix.ids), [[4, 1, 0], [4, 0, 0], [4, 3, 0]], "{split:?}");
+            assert_eq!(rows(&text.prefix.mask), [[1, 1, 1], [1, 1, 0], [1, 1, 1]]);
+            let ignored = LmText::IGNORED;
+            assert_eq!(rows(&text.labels), [[2, 0, ignored], [1, 0, ignored], [1, 2, 0]]);
+            assert_eq!(rows(&text.mask), [[1, 1, 0], [1, 1, 0], [1, 1, 1]]);
+            let cut = tokenised(&captions, &["a b c d a b c d"], 0);
+            assert_eq!(cut.labels.size(), [1, 3]);
+            assert_eq!(rows(&cut.labels)[0][2], 0, "the end is kept");
+            assert!(cut.prefix.ids.size()[1] <= 4 && rows(&cut.prefix.ids)[0].ends_with(&[0]));
+            assert_eq!(captions.question(), [4, 0]);
+        }
+        assert_eq!(captions(None).question(), [4]);
+    }
+
+    #[test]
+    fn a_pair_is_split_by_its_place_in_the_phase_alone() {
+        let captions = captions(Some(PrefixSplit::Words));
+        let texts = ["a b c d"; 32];
+        let read = |text: &LmText| -> Vec<i64> {
+            rows(&text.prefix.mask).iter().map(|row| row.iter().sum()).collect()
+        };
+        let whole = read(&tokenised(&captions, &texts, 40));
+        let (first, rest) = (tokenised(&captions, &texts[..5], 40), tokenised(&captions, &texts[5..], 45));
+        let parts = [read(&first), read(&rest)].concat();
+        assert_eq!(whole, parts, "however the pairs are dealt to ranks and micro-batches");
+        assert_ne!(whole, read(&tokenised(&captions, &texts, 72)), "another epoch");
     }
 }

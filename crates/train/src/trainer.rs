@@ -81,6 +81,10 @@ impl Trainer<'_> {
     /// lost peer, or a disk that is full at the end of the phase.
     pub fn run(&mut self) -> Result<Ended, TrainError> {
         self.make_up_for_validation()?;
+        if self.plan.steps == 0 {
+            // The weights that the config names are handed over as they are.
+            self.checkpoints.save(&self.state, &self.stage, &self.optimizer, false)?;
+        }
         while self.state.step < self.plan.steps {
             let started = Instant::now();
             self.session.progress.write(WorkerPhase::Data, self.state.step);

@@ -125,6 +125,22 @@ impl<'a> Reading<'a> {
         Self { cache, shape, tokens, positions: positions.clamp_min(0), scores_mask }
     }
 
+    /// The same columns for layers that are computed again; nothing is remembered.
+    pub(super) fn without_cache(&self) -> Reading<'static> {
+        Reading {
+            cache: None,
+            shape: self.shape,
+            tokens: self.tokens.as_ref().map(Tensor::shallow_clone),
+            positions: self.positions.shallow_clone(),
+            scores_mask: self.scores_mask.shallow_clone(),
+        }
+    }
+
+    /// Whether what is read is remembered: such layers are not computed again.
+    pub(super) fn remembers(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// The tokens of `x` `[B, T, C]` alone, `[N, C]`.
     pub(super) fn pack(&self, x: &Tensor) -> Tensor {
         let x = x.flatten(0, 1);

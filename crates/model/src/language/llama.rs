@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::cache::{KvCache, Reading};
 use super::config::LlamaConfig;
 use super::{Vocabulary, root_of};
-use crate::layers::{Linear, dims, linear_without_bias, masked_attention};
+use crate::layers::{Linear, dims, linear_without_bias, masked_attention, recomputed};
 use crate::weights::{Scope, Weights};
 
 /// A frozen Llama.
@@ -21,6 +21,8 @@ pub struct Llama {
     eps: f64,
     /// `[K / 2]`, radians per position.
     frequencies: Tensor,
+    /// Layers keep their inputs alone where a gradient is wanted.
+    pub(super) gradient_checkpointing: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,8 @@ struct Context<'a> {
     cos: Tensor,
     /// `[B, T, 1, K]`, the first half negative: `rotate_half(x)` is `x` rolled by half with its first half negated.
     sin: Tensor,
+    heads: Heads,
+    eps: f64,
 }
 
 impl Llama {
@@ -69,15 +73,25 @@ impl Llama {
         let exponents =
             Tensor::arange_start_step(0, heads.size, 2, (Kind::Float, device)) / heads.size as f64;
         let frequencies = Tensor::from(config.rope_theta).pow(&exponents).reciprocal().to_kind(Kind::Float);
-        Self { vocabulary, layers, final_gain, heads, eps: config.rms_norm_eps, frequencies }
+        Self {
+            vocabulary,
+            layers,
+            final_gain,
+            heads,
+            eps: config.rms_norm_eps,
+            frequencies,
+            gradient_checkpointing: false,
+        }
     }
 
     pub(super) fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
         let mut context = self.context(mask, cache);
         let mut x = context.reading.pack(embeds); // [N, D]
         for (i, layer) in self.layers.iter().enumerate() {
-            let x_attended = &x + layer.attend(i, &rms_normalised(&x, self.eps), self.heads, &mut context);
-            x = &x_attended + layer.feed_forward(&rms_normalised(&x_attended, self.eps));
+            x = match self.gradient_checkpointing && !context.reading.remembers() {
+                true => layer.recomputed(i, &x, &context),
+                false => layer.forward(i, &x, &mut context),
+            };
         }
         context.reading.unpack(&(rms_normalised(&x, self.eps) * &self.final_gain))
     }
@@ -90,7 +104,21 @@ impl Llama {
         let (cos, sin) = (angles.cos(), angles.sin());
         let cos = Tensor::cat(&[&cos, &cos], -1).unsqueeze(2).to_kind(kind);
         let sin = Tensor::cat(&[sin.neg(), sin], -1).unsqueeze(2).to_kind(kind);
-        Context { reading, scores_mask, cos, sin }
+        Context { reading, scores_mask, cos, sin, heads: self.heads, eps: self.eps }
+    }
+}
+
+impl Context<'_> {
+    /// The same for layers that are computed again.
+    fn without_cache(&self) -> Context<'static> {
+        Context {
+            reading: self.reading.without_cache(),
+            scores_mask: self.scores_mask.shallow_clone(),
+            cos: self.cos.shallow_clone(),
+            sin: self.sin.shallow_clone(),
+            heads: self.heads,
+            eps: self.eps,
+        }
     }
 }
 
@@ -111,9 +139,30 @@ impl Layer {
         }
     }
 
+    fn share(&self) -> Self {
+        Self {
+            qkv: self.qkv.share(),
+            out: self.out.share(),
+            gate_up: self.gate_up.share(),
+            down: self.down.share(),
+        }
+    }
+
+    /// [`Layer::forward`], of which only `x` is kept.
+    fn recomputed(&self, index: usize, x: &Tensor, context: &Context<'_>) -> Tensor {
+        let (layer, context) = (self.share(), context.without_cache());
+        recomputed(&[x], move |inputs| layer.forward(index, &inputs[0], &mut context.without_cache()))
+    }
+
     /// `[N, D]` to the same.
-    fn attend(&self, index: usize, x: &Tensor, heads: Heads, context: &mut Context<'_>) -> Tensor {
-        let Heads { groups: n, queries_per_group: g, size: k } = heads;
+    fn forward(&self, index: usize, x: &Tensor, context: &mut Context<'_>) -> Tensor {
+        let x = x + self.attend(index, &rms_normalised(x, context.eps), context);
+        &x + self.feed_forward(&rms_normalised(&x, context.eps))
+    }
+
+    /// `[N, D]` to the same.
+    fn attend(&self, index: usize, x: &Tensor, context: &mut Context<'_>) -> Tensor {
+        let Heads { groups: n, queries_per_group: g, size: k } = context.heads;
         let qkv = context.reading.unpack(&self.qkv.forward(x)); // [B, T, (N G + 2 N) K]
         let [batch, tokens, _] = dims(&qkv);
         let qkv = qkv.view([batch, tokens, n * g + 2 * n, k]).split_with_sizes([n * g + n, n], 2);

@@ -90,6 +90,18 @@ impl LanguageModel {
         }
     }
 
+    /// With layers that keep their inputs alone where a gradient is wanted, and are computed again in the backward pass: time
+    /// of one forward more, the memory of one layer at a time, the same numbers.
+    #[must_use]
+    pub fn with_gradient_checkpointing(mut self, on: bool) -> Self {
+        match &mut self {
+            Self::Causal(CausalModel::Opt(opt)) => opt.gradient_checkpointing = on,
+            Self::Causal(CausalModel::Llama(llama)) => llama.gradient_checkpointing = on,
+            Self::T5(t5) => t5.gradient_checkpointing = on,
+        }
+        self
+    }
+
     /// H, the width of the embeddings read and of the hidden states returned.
     #[must_use]
     pub fn hidden_size(&self) -> i64 {
@@ -127,8 +139,7 @@ impl LanguageModel {
                 TextStates { predicting: Tensor::cat(&[first, rest], 1), all }
             }
             Self::T5(t5) => {
-                let mut cache = t5.encode(before, mask);
-                let all = t5.decode(&t5.shifted_right(&text.ids), &mut cache);
+                let all = t5.read(before, mask, &text.ids);
                 TextStates { predicting: all.shallow_clone(), all }
             }
         }

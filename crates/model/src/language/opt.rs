@@ -7,6 +7,7 @@ use super::config::OptConfig;
 use super::{Vocabulary, root_of};
 use crate::layers::{
     LayerNorm, Linear, dims, fused_linear, layer_norm, linear, linear_without_bias, masked_attention,
+    recomputed,
 };
 use crate::weights::{Scope, Weights};
 
@@ -24,6 +25,8 @@ pub struct Opt {
     project_out: Option<Linear>,
     layers: Vec<Layer>,
     final_norm: Option<LayerNorm>,
+    /// Layers keep their inputs alone where a gradient is wanted.
+    pub(super) gradient_checkpointing: bool,
 }
 
 #[derive(Debug)]
@@ -58,7 +61,15 @@ impl Opt {
         let final_norm =
             config.do_layer_norm_before.then(|| layer_norm(&mut scope, "final_layer_norm", width, EPS));
         let vocabulary = Vocabulary::new(table, head, &mut weights.scope(root, kind, device));
-        Self { vocabulary, positions, project_in, project_out, layers, final_norm }
+        Self {
+            vocabulary,
+            positions,
+            project_in,
+            project_out,
+            layers,
+            final_norm,
+            gradient_checkpointing: false,
+        }
     }
 
     pub(super) fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
@@ -69,7 +80,10 @@ impl Opt {
             self.project_in.as_ref().map_or(embeds.shallow_clone(), |project| project.forward(embeds));
         let mut x = reading.pack(&(embeds + positions)); // [N, H]
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(i, &x, &mut reading);
+            x = match self.gradient_checkpointing && !reading.remembers() {
+                true => layer.recomputed(i, &x, &reading),
+                false => layer.forward(i, &x, &mut reading),
+            };
         }
         if let Some(norm) = &self.final_norm {
             x = norm.forward(&x);
@@ -97,6 +111,25 @@ impl Layer {
             fc1: linear(scope, "fc1", [width, hidden]),
             fc2: linear(scope, "fc2", [hidden, width]),
         }
+    }
+
+    fn share(&self) -> Self {
+        Self {
+            norm_before: self.norm_before,
+            heads: self.heads,
+            attention_norm: self.attention_norm.share(),
+            qkv: self.qkv.share(),
+            out: self.out.share(),
+            feed_forward_norm: self.feed_forward_norm.share(),
+            fc1: self.fc1.share(),
+            fc2: self.fc2.share(),
+        }
+    }
+
+    /// [`Layer::forward`], of which only `x` is kept.
+    fn recomputed(&self, index: usize, x: &Tensor, reading: &Reading<'_>) -> Tensor {
+        let (layer, reading) = (self.share(), reading.without_cache());
+        recomputed(&[x], move |inputs| layer.forward(index, &inputs[0], &mut reading.without_cache()))
     }
 
     /// `[N, H]` to the same.

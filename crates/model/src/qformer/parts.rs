@@ -43,7 +43,7 @@ pub(crate) fn layer_norm(p: Path, width: i64, eps: f64) -> LayerNorm {
 
 impl Part for LayerNorm {
     fn share(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+        Self::share(self)
     }
 
     fn collect<'a>(&'a self, into: &mut Vec<&'a Tensor>) {

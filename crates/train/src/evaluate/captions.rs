@@ -71,10 +71,11 @@ impl Writer<'_> {
         let (rank, world_size) = (self.group.rank(), self.group.world_size());
         let own: Vec<usize> = (0..self.pictures.len()).filter(|i| i % world_size == rank).collect();
         let mut rows = vec![Vec::new(); self.pictures.len()];
+        let question = self.lm.question();
         for some in own.chunks(PICTURES_AT_ONCE) {
             let pictures: Vec<usize> = some.iter().map(|&i| self.pictures[i]).collect();
             let features = self.split.features(&pictures)?.to_device(self.group.device());
-            let ids = stage2.caption(&features, &self.lm.prompt, self.lm.max_tokens, &[self.lm.eos]);
+            let ids = stage2.caption(&features, &question, self.lm.max_tokens, &[self.lm.eos]);
             for (&i, ids) in some.iter().zip(ids) {
                 rows[i] = ids;
             }

@@ -1,4 +1,4 @@
-//! A DINOv2, a BERT and a Llama, 32 wide and two layers deep, with random weights under their own names.
+//! A DINOv2, a BERT, a Llama and a T5, 32 wide and two layers deep, with random weights under their own names.
 
 use std::fs;
 use std::path::Path;
@@ -14,12 +14,16 @@ const LAYERS: usize = 2;
 const PATCH: usize = 14;
 const PATCHES: usize = 4;
 const TEXT_POSITIONS: usize = 16;
+const T5_BUCKETS: usize = 8;
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-const END_OF_TEXT: &str = "<end>";
+/// Id 0 ends a text.
+const LLAMA_SPECIAL: [&str; 1] = ["<end>"];
+/// T5's own ids: 0 fills and starts the decoder, 1 ends a text.
+const T5_SPECIAL: [&str; 2] = ["<pad>", "</s>"];
 
-/// `vit/`, `bert/` and `llama/` below `folder`.
+/// `vit/`, `bert/`, `llama/` and `t5/` below `folder`.
 pub fn write(folder: &Path) {
-    for (name, tensors) in [("vit", vit()), ("bert", bert()), ("llama", llama())] {
+    for (name, tensors) in [("vit", vit()), ("bert", bert()), ("llama", llama()), ("t5", t5())] {
         fs::create_dir_all(folder.join(name)).unwrap();
         write_safetensors(&folder.join(name).join("model.safetensors"), &tensors, &Default::default())
             .unwrap();
@@ -27,8 +31,12 @@ pub fn write(folder: &Path) {
     let vocabulary: Vec<&str> = SPECIAL.into_iter().chain(words()).collect();
     fs::write(folder.join("bert/vocab.txt"), vocabulary.join("\n") + "\n").unwrap();
     fs::write(folder.join("bert/config.json"), bert_config().to_string()).unwrap();
-    fs::write(folder.join("llama/config.json"), llama_config().to_string()).unwrap();
-    fs::write(folder.join("llama/tokenizer.json"), llama_tokenizer().to_string()).unwrap();
+    for (name, config, special) in
+        [("llama", llama_config(), &LLAMA_SPECIAL[..]), ("t5", t5_config(), &T5_SPECIAL)]
+    {
+        fs::write(folder.join(name).join("config.json"), config.to_string()).unwrap();
+        fs::write(folder.join(name).join("tokenizer.json"), tokenizer(special).to_string()).unwrap();
+    }
 }
 
 /// Tensors that are drawn one after another.
@@ -139,21 +147,64 @@ fn llama_config() -> serde_json::Value {
     })
 }
 
-/// One token a word; id 0 ends a text.
-fn llama_tokenizer() -> serde_json::Value {
-    let vocabulary: serde_json::Map<String, serde_json::Value> = [END_OF_TEXT]
-        .into_iter()
+/// Gated feed-forwards and a head of its own, as Flan-T5 has them.
+fn t5() -> TensorMap {
+    let mut drawn = Drawn::new(4);
+    drawn.random("shared.weight", &[T5_SPECIAL.len() + words().len(), WIDTH]);
+    drawn.random("lm_head.weight", &[T5_SPECIAL.len() + words().len(), WIDTH]);
+    for (stack, branches) in
+        [("encoder", &["SelfAttention"][..]), ("decoder", &["SelfAttention", "EncDecAttention"])]
+    {
+        drawn.random(
+            &format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+            &[T5_BUCKETS, 4],
+        );
+        drawn.ones(&format!("{stack}.final_layer_norm.weight"), WIDTH);
+        for block in (0..LAYERS).map(|i| format!("{stack}.block.{i}.layer")) {
+            for (place, branch) in branches.iter().enumerate() {
+                for name in ["q", "k", "v", "o"] {
+                    drawn.random(&format!("{block}.{place}.{branch}.{name}.weight"), &[WIDTH, WIDTH]);
+                }
+                drawn.ones(&format!("{block}.{place}.layer_norm.weight"), WIDTH);
+            }
+            let last = format!("{block}.{}", branches.len());
+            drawn.random(&format!("{last}.DenseReluDense.wi_0.weight"), &[HIDDEN, WIDTH]);
+            drawn.random(&format!("{last}.DenseReluDense.wi_1.weight"), &[HIDDEN, WIDTH]);
+            drawn.random(&format!("{last}.DenseReluDense.wo.weight"), &[WIDTH, HIDDEN]);
+            drawn.ones(&format!("{last}.layer_norm.weight"), WIDTH);
+        }
+    }
+    drawn.tensors
+}
+
+fn t5_config() -> serde_json::Value {
+    serde_json::json!({
+        "model_type": "t5", "vocab_size": T5_SPECIAL.len() + words().len(), "d_model": WIDTH, "d_kv": WIDTH / 4,
+        "d_ff": HIDDEN, "num_layers": LAYERS, "num_heads": 4, "relative_attention_num_buckets": T5_BUCKETS,
+        "relative_attention_max_distance": 16, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false,
+        "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0,
+    })
+}
+
+/// One token a word, behind the `special` ones, of which the last ends a text.
+fn tokenizer(special: &[&str]) -> serde_json::Value {
+    let vocabulary: serde_json::Map<String, serde_json::Value> = special
+        .iter()
+        .copied()
         .chain(words())
         .zip(0..)
         .map(|(word, id)| (word.to_owned(), id.into()))
         .collect();
+    let added = special.iter().enumerate().map(|(id, content)| {
+        serde_json::json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    });
     serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
         "decoder": null, "pre_tokenizer": { "type": "Whitespace" },
-        "added_tokens": [{
-            "id": 0, "content": END_OF_TEXT, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true,
-        }],
-        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": END_OF_TEXT },
+        "added_tokens": added.collect::<Vec<_>>(),
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": special.last() },
     })
 }

@@ -57,6 +57,10 @@ impl SelfAttention {
         }
     }
 
+    pub fn share(&self) -> Self {
+        Self { qkv: self.qkv.share(), out: self.out.share() }
+    }
+
     /// `x` `[B, T, D]` plus what its tokens see; earlier tokens are in the `cache`, with its layer's number.
     pub fn forward(
         &self,
@@ -97,6 +101,10 @@ impl CrossAttention {
             key_value: Linear::new(&Tensor::cat(&parts, 0), None, scope.kind()),
             out: linear_without_bias(scope, "EncDecAttention.o", [inner, width]),
         }
+    }
+
+    pub fn share(&self) -> Self {
+        Self { query: self.query.share(), key_value: self.key_value.share(), out: self.out.share() }
     }
 
     /// Keys and values of the encoder's states `[B, S, D]`, `[B, H, S, K]` each: computed once.
@@ -143,6 +151,10 @@ impl FeedForward {
             is_gated: config.is_gated,
             activation: config.dense_act_fn,
         }
+    }
+
+    pub fn share(&self) -> Self {
+        Self { inner: self.inner.share(), outer: self.outer.share(), ..*self }
     }
 
     /// `x` `[.., D]` plus what is made of it.

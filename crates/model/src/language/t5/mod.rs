@@ -14,6 +14,7 @@ use positions::{Direction, RelativeBias};
 use super::Vocabulary;
 use super::cache::LayerCache;
 use super::llama::rms_normalised;
+use crate::layers::recomputed;
 use crate::weights::{Scope, Weights};
 
 /// A frozen T5.
@@ -30,6 +31,8 @@ pub struct T5 {
     decoder_bias: RelativeBias,
     /// `[D]`, with the factor before a tied head in it.
     decoder_gain: Tensor,
+    /// Layers keep their inputs alone where a gradient is wanted.
+    pub(super) gradient_checkpointing: bool,
 }
 
 #[derive(Debug)]
@@ -43,6 +46,15 @@ struct DecoderLayer {
     attention: SelfAttention,
     cross: CrossAttention,
     feed_forward: FeedForward,
+}
+
+/// What all layers of the decoder add to their scores.
+#[derive(Debug)]
+struct Biases {
+    /// To those of its own tokens, `[1, H, T, past + T]`: no token sees a later one.
+    own: Tensor,
+    /// To those of the encoder's states, `[B, 1, 1, S]`.
+    encoded: Tensor,
 }
 
 /// What the decoder remembers of a batch: what the encoder read, and its own tokens so far.
@@ -96,6 +108,7 @@ impl T5 {
             decoder,
             decoder_bias,
             decoder_gain,
+            gradient_checkpointing: false,
         }
     }
 
@@ -108,34 +121,58 @@ impl T5 {
     /// Reads `embeds` `[B, S, D]` with their `mask` `[B, S]` (1 = token). Positions are columns, padding counted, as the
     /// peers count them.
     pub fn encode(&self, embeds: &Tensor, mask: &Tensor) -> T5Cache {
-        let hidden = mask.eq(0).unsqueeze(1).unsqueeze(1); // [B, 1, 1, S]
+        let (states, encoded_mask) = self.encoded(embeds, mask);
+        let keys_values = self.decoder.iter().map(|layer| layer.cross.keys_values(&states, self.shape));
+        T5Cache { encoded: LayerCache::new(keys_values.collect()), encoded_mask, own: LayerCache::default() }
+    }
+
+    /// The encoder's states `[B, S, D]`, and what is added to the scores of who looks at them, `[B, 1, 1, S]`.
+    fn encoded(&self, embeds: &Tensor, mask: &Tensor) -> (Tensor, Tensor) {
+        let hidden = mask.eq(0).unsqueeze(1).unsqueeze(1);
         let encoded_mask = Tensor::zeros(hidden.size(), (Kind::Float, embeds.device()))
             .masked_fill(&hidden, f64::NEG_INFINITY);
         let bias = self.encoder_bias.of(0, embeds.size()[1]) + &encoded_mask;
         let mut x = embeds.shallow_clone();
         for layer in &self.encoder {
-            x = layer.attention.forward(&x, &bias, self.shape, None);
-            x = layer.feed_forward.forward(&x, self.shape.eps);
+            x = match self.gradient_checkpointing {
+                true => layer.recomputed(&x, &bias, self.shape),
+                false => layer.forward(&x, &bias, self.shape),
+            };
         }
-        let states = rms_normalised(&x, self.shape.eps) * &self.encoder_gain;
-        let keys_values = self.decoder.iter().map(|layer| layer.cross.keys_values(&states, self.shape));
-        T5Cache { encoded: LayerCache::new(keys_values.collect()), encoded_mask, own: LayerCache::default() }
+        (rms_normalised(&x, self.shape.eps) * &self.encoder_gain, encoded_mask)
     }
 
     /// Reads decoder tokens `ids` `[B, T]` behind those in the cache: states `[B, T, D]` behind the last norm, single
     /// precision, each of which predicts the next token. A row's padding stands on the right, where no token sees it.
     pub fn decode(&self, ids: &Tensor, cache: &mut T5Cache) -> Tensor {
-        let (past, rows) = (cache.own.columns(), ids.size()[1]);
-        let bias = self.decoder_bias.of(past, rows);
-        let later = Tensor::ones([rows, past + rows], (Kind::Bool, ids.device())).triu(past + 1);
-        let bias = bias.masked_fill(&later, f64::NEG_INFINITY);
+        let biases = self.biases(cache.own.columns(), ids.size()[1], &cache.encoded_mask);
         let mut x = self.vocabulary.embed(ids);
         for (i, layer) in self.decoder.iter().enumerate() {
-            x = layer.attention.forward(&x, &bias, self.shape, Some((&mut cache.own, i)));
-            x = layer.cross.forward(&x, cache.encoded.of(i), &cache.encoded_mask, self.shape);
-            x = layer.feed_forward.forward(&x, self.shape.eps);
+            x = layer.forward(&x, cache.encoded.of(i), &biases, self.shape, Some((&mut cache.own, i)));
         }
         rms_normalised(&x, self.shape.eps) * &self.decoder_gain
+    }
+
+    /// Reads `embeds` `[B, S, D]` with their `mask` `[B, S]`, and says `ids` `[B, T]`: the states `[B, T, D]` that predict
+    /// them. Nothing is remembered: what a cache holds is computed in each layer as it is needed.
+    pub(super) fn read(&self, embeds: &Tensor, mask: &Tensor, ids: &Tensor) -> Tensor {
+        let (states, encoded_mask) = self.encoded(embeds, mask);
+        let biases = self.biases(0, ids.size()[1], &encoded_mask);
+        let mut x = self.vocabulary.embed(&self.shifted_right(ids));
+        for layer in &self.decoder {
+            x = match self.gradient_checkpointing {
+                true => layer.recomputed(&x, &states, &biases, self.shape),
+                false => layer.forward_on(&x, &states, &biases, self.shape),
+            };
+        }
+        rms_normalised(&x, self.shape.eps) * &self.decoder_gain
+    }
+
+    /// For `rows` new tokens behind `past`.
+    fn biases(&self, past: i64, rows: i64, encoded_mask: &Tensor) -> Biases {
+        let own = self.decoder_bias.of(past, rows);
+        let later = Tensor::ones([rows, past + rows], (Kind::Bool, own.device())).triu(past + 1);
+        Biases { own: own.masked_fill(&later, f64::NEG_INFINITY), encoded: encoded_mask.shallow_clone() }
     }
 
     /// The decoder's input for targets `ids` `[B, T]`: the start, then all but the last.
@@ -156,6 +193,19 @@ impl EncoderLayer {
         };
         (0..config.num_layers).map(one).collect()
     }
+
+    /// `x` `[B, S, D]` to the same.
+    fn forward(&self, x: &Tensor, bias: &Tensor, shape: Shape) -> Tensor {
+        let x = self.attention.forward(x, bias, shape, None);
+        self.feed_forward.forward(&x, shape.eps)
+    }
+
+    /// [`EncoderLayer::forward`], of which only `x` is kept.
+    fn recomputed(&self, x: &Tensor, bias: &Tensor, shape: Shape) -> Tensor {
+        let layer = Self { attention: self.attention.share(), feed_forward: self.feed_forward.share() };
+        let bias = bias.shallow_clone();
+        recomputed(&[x], move |inputs| layer.forward(&inputs[0], &bias, shape))
+    }
 }
 
 impl DecoderLayer {
@@ -169,5 +219,36 @@ impl DecoderLayer {
             }
         };
         (0..config.num_decoder_layers).map(one).collect()
+    }
+
+    /// `x` `[B, T, D]` to the same, with keys and values of the encoder's states; earlier tokens are in the `cache`.
+    fn forward(
+        &self,
+        x: &Tensor,
+        encoded: (&Tensor, &Tensor),
+        biases: &Biases,
+        shape: Shape,
+        cache: Option<(&mut LayerCache, usize)>,
+    ) -> Tensor {
+        let x = self.attention.forward(x, &biases.own, shape, cache);
+        let x = self.cross.forward(&x, encoded, &biases.encoded, shape);
+        self.feed_forward.forward(&x, shape.eps)
+    }
+
+    /// [`DecoderLayer::forward`] of a whole text on the encoder's `states` `[B, S, D]`.
+    fn forward_on(&self, x: &Tensor, states: &Tensor, biases: &Biases, shape: Shape) -> Tensor {
+        let (keys, values) = self.cross.keys_values(states, shape);
+        self.forward(x, (&keys, &values), biases, shape, None)
+    }
+
+    /// [`DecoderLayer::forward_on`], of which only `x` and `states` are kept.
+    fn recomputed(&self, x: &Tensor, states: &Tensor, biases: &Biases, shape: Shape) -> Tensor {
+        let layer = Self {
+            attention: self.attention.share(),
+            cross: self.cross.share(),
+            feed_forward: self.feed_forward.share(),
+        };
+        let biases = Biases { own: biases.own.shallow_clone(), encoded: biases.encoded.shallow_clone() };
+        recomputed(&[x, states], move |inputs| layer.forward_on(&inputs[0], &inputs[1], &biases, shape))
     }
 }
