@@ -54,6 +54,8 @@ fn config(weighting: ItgWeighting) -> Stage1Config {
 /// A model that has left its start. There all texts are nearly alike: gradients on their side are small differences of large
 /// numbers, which single precision gets right to 5e-6 (in double precision all of these tests agree to 1e-13).
 fn model(weighting: ItgWeighting) -> (nn::VarStore, Stage1) {
+    // Tensors this small gain nothing from more threads, and lose much where cores are busy.
+    tch::set_num_threads(1);
     tch::manual_seed(1);
     let store = nn::VarStore::new(Device::Cpu);
     let stage1 = Stage1::new(&store.root(), &config(weighting));
