@@ -34,15 +34,17 @@ pub(crate) fn contrast(
     let all_texts = group.all_gather(&texts.detach())?; // [W * B, E]
     let batch = texts.size()[0];
     // [B, Q, E] x [E, W * B] > [B, Q, W * B]; the best query speaks for the image.
-    let sim_i2t = images.matmul(&all_texts.tr()).amax([1], false) / temperature;
+    let to_texts = images.matmul(&all_texts.tr()).amax([1], false);
     // [B, E] x [E, W * B * Q] > [B, W * B, Q]
     let by_query = texts.matmul(&all_images.flatten(0, 1).tr());
-    let sim_t2i = by_query.view([batch, -1, images.size()[1]]).amax([2], false) / temperature;
+    let to_images = by_query.view([batch, -1, images.size()[1]]).amax([2], false);
+    let (sim_i2t, sim_t2i) = (&to_texts / temperature, &to_images / temperature);
     let matches = matches(batch, concepts, group)?;
     let targets = smoothed(&matches);
+    let loss = |cosines: &Tensor| cross_entropy(cosines, temperature, &targets);
     let own_text = matches.gather(1, &sim_i2t.argmax(1, true), false);
     Ok(Itc {
-        loss: (cross_entropy(&sim_i2t, &targets) + cross_entropy(&sim_t2i, &targets)) / 2.0,
+        loss: (loss(&to_texts) + loss(&to_images)) / 2.0,
         recall: own_text.to_kind(Kind::Float).mean(Kind::Float),
         sim_i2t,
         sim_t2i,
@@ -70,8 +72,11 @@ fn smoothed(matches: &Tensor) -> Tensor {
     shared * (1.0 - LABEL_SMOOTHING) + LABEL_SMOOTHING / matches.size()[1] as f64
 }
 
-fn cross_entropy(sim: &Tensor, targets: &Tensor) -> Tensor {
-    let log_chances = sim.log_softmax(1, Kind::Float);
+/// Of `cosines / temperature`. Softmax sees no shift of a row: without its largest cosine the terms of the temperature's
+/// gradient, which cancel where all are alike, are small.
+fn cross_entropy(cosines: &Tensor, temperature: &Tensor, targets: &Tensor) -> Tensor {
+    let shifted = cosines - cosines.detach().amax([1], true);
+    let log_chances = (shifted / temperature).log_softmax(1, Kind::Float);
     -(log_chances * targets).sum_dim_intlist([1i64].as_slice(), false, Kind::Float).mean(Kind::Float)
 }
 

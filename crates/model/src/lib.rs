@@ -25,7 +25,9 @@ pub use inputs::{LmText, Negatives, Stage1Inputs, Stage2Inputs, TextInput};
 pub use language::{LanguageConfig, LanguageModel};
 pub use negatives::{NegativeWeighting, negative_weights};
 pub use qformer::{ImageContext, Packing, Qformer, QformerConfig, TextBranchConfig, init_from_bert};
-pub use stage1::{EncodedImages, ItgWeighting, Stage1, Stage1Config, Stage1Losses, Stage1Trace};
+pub use stage1::{
+    CachedContrast, EncodedImages, ItgWeighting, Stage1, Stage1Config, Stage1Losses, Stage1Trace,
+};
 pub use stage2::{Prompt, Stage2, Stage2Trace};
 pub use vision::{VisionConfig, VisionEncoder};
 pub use weights::{Weights, WeightsError};

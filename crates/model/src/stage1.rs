@@ -3,14 +3,17 @@
 //! Three losses over one set of weights: image-text contrastive (ITC), image-text matching with hard negatives (ITM),
 //! image-grounded text generation (ITG); their sum is minimised.
 
+mod cached;
 mod generate;
+
+pub use cached::CachedContrast;
 
 use collectives::{CommError, ProcessGroup};
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Reduction, Tensor, no_grad};
 
 use crate::contrast::{Itc, contrast};
-use crate::exchange::{fetch_images, gather_texts};
+use crate::exchange::{Images, fetch_images, gather_texts};
 use crate::inputs::{Negatives, Stage1Inputs, TextInput, count};
 use crate::layers::LayerNorm;
 use crate::negatives::{NegativeWeighting, draw, negative_weights};
@@ -157,31 +160,22 @@ impl Stage1 {
         group: &dyn ProcessGroup,
         train: bool,
     ) -> Result<(Stage1Losses, Stage1Trace), CommError> {
-        let image_embeds = self.image_norm.forward(&inputs.image);
-        let images = self.qformer.image_context(&image_embeds);
-        let (query_output, cache) = self.qformer.encode_queries(&images, train);
-        let packing = Packing::new(&inputs.text.mask);
-        let text_states = self.qformer.encode_text(&inputs.text, &packing, train);
-
-        let device = group.device();
-        let image_feats = normalise(&self.vision_projection.forward(&query_output));
-        let class_states = text_states.index_select(0, &packing.first_tokens());
-        let text_feats = normalise(&self.text_projection.forward(&class_states));
+        let own = self.embed(&inputs.image, &inputs.text, train);
         // Similarities are divided by a small temperature: bf16's three digits are too few for them.
-        let itc = torch_bridge::autocast(device, None, || {
-            contrast(&image_feats, &text_feats, inputs.concepts.as_ref(), &self.temperature, group)
+        let itc = torch_bridge::autocast(group.device(), None, || {
+            let concepts = inputs.concepts.as_ref();
+            contrast(&own.image_feats, &own.text_feats, concepts, &self.temperature, group)
         })?;
-
-        let (neg_images, neg_texts) = self.negatives(&inputs.negatives, &itc);
+        let (neg_images, neg_texts) = self.negatives(&inputs.negatives, &itc, 0);
         let texts = gather_texts(&inputs.text, group)?;
+        let at_hand = Images { parts: &[&inputs.image], at_hand: 0 };
         let hard = Hard {
-            images: self.with_hard_images(inputs, &images, &neg_images, group)?,
-            texts: &texts,
-            neg_texts,
+            images: self.with_hard_images(&own.images, &at_hand, &neg_images, group)?,
+            texts: texts.select(&neg_texts),
         };
         let itm = self.itm(&inputs.text, &hard, train);
-        let lm = self.itg(&inputs.text, &cache, train);
-        let itg = self.itg_loss(&lm, &texts, group.world_size());
+        let lm = self.itg(&inputs.text, &own.cache, train);
+        let itg = lm.sum() / self.itg_tokens(&inputs.text, &texts, group.world_size());
         let losses = Stage1Losses {
             total: &itc.loss + &itm.loss + &itg,
             itc: itc.loss,
@@ -192,11 +186,11 @@ impl Stage1 {
             temperature: self.temperature.detach().copy(),
         };
         let trace = Stage1Trace {
-            image_embeds,
-            query_output,
-            text_output: packing.unpack(&text_states),
-            image_feats,
-            text_feats,
+            image_embeds: own.image_embeds,
+            query_output: own.query_output,
+            text_output: own.packing.unpack(&own.text_states),
+            image_feats: own.image_feats,
+            text_feats: own.text_feats,
             sim_i2t: itc.sim_i2t,
             sim_t2i: itc.sim_t2i,
             itm_query_output: itm.query_output,
@@ -207,47 +201,71 @@ impl Stage1 {
         Ok((losses, trace))
     }
 
-    /// Global indices of the image drawn for each text and of the text drawn for each image, `[B]` each.
-    fn negatives(&self, negatives: &Negatives, itc: &Itc) -> (Tensor, Tensor) {
+    /// The passes over images and texts that ITC compares. They come first and in this order, whoever asks: the same seed
+    /// then drops the same.
+    fn embed(&self, image: &Tensor, text: &TextInput, train: bool) -> Embedded {
+        let image_embeds = self.image_norm.forward(image);
+        let images = self.qformer.image_context(&image_embeds);
+        let (query_output, cache) = self.qformer.encode_queries(&images, train);
+        let packing = Packing::new(&text.mask);
+        let text_states = self.qformer.encode_text(text, &packing, train);
+        let image_feats = self.image_feats(&query_output);
+        let text_feats = self.text_feats(&text_states, &packing);
+        Embedded { image_embeds, images, query_output, cache, packing, text_states, image_feats, text_feats }
+    }
+
+    /// Query states `[B, Q, D]` > normalised projections, `[B, Q, E]`.
+    fn image_feats(&self, query_output: &Tensor) -> Tensor {
+        normalise(&self.vision_projection.forward(query_output))
+    }
+
+    /// Packed states of texts > normalised projections of their `[CLS]`, `[B, E]`.
+    fn text_feats(&self, states: &Tensor, packing: &Packing) -> Tensor {
+        normalise(&self.text_projection.forward(&states.index_select(0, &packing.first_tokens())))
+    }
+
+    /// Global indices of the image drawn for each text and of the text drawn for each image, `[B]` each, for the pairs that
+    /// stand in `itc` from row `first` on.
+    fn negatives(&self, negatives: &Negatives, itc: &Itc, first: i64) -> (Tensor, Tensor) {
         match negatives {
             Negatives::Given { images, texts } => (images.shallow_clone(), texts.shallow_clone()),
             Negatives::Drawn { uniforms } => no_grad(|| {
+                let rows = |tensor: &Tensor| tensor.narrow(0, first, uniforms.size()[1]);
                 let weighting = self.config.negative_weighting;
                 let draw = |sim: &Tensor, which: i64| {
-                    draw(&negative_weights(weighting, sim, &itc.matches), &uniforms.get(which))
+                    let weights = negative_weights(weighting, &rows(sim), &rows(&itc.matches));
+                    draw(&weights, &uniforms.get(which))
                 };
                 (draw(&itc.sim_t2i, 0), draw(&itc.sim_i2t, 1))
             }),
         }
     }
 
-    /// Keys and values of the images of all ITM pairs, `3B` of them: own, drawn, own.
+    /// Keys and values of the images of all ITM pairs, `3B` of them: own, drawn, own. `own` are those `at_hand`.
     fn with_hard_images(
         &self,
-        inputs: &Stage1Inputs,
-        images: &ImageContext,
-        neg_images: &Tensor,
+        own: &ImageContext,
+        at_hand: &Images<'_>,
+        drawn: &Tensor,
         group: &dyn ProcessGroup,
     ) -> Result<ImageContext, CommError> {
-        let (neg_places, fetched) = fetch_images(&inputs.image, neg_images, group)?;
-        let own = Tensor::arange(inputs.image.size()[0], (Kind::Int64, inputs.image.device()));
-        let rows = Tensor::cat(&[&own, &neg_places, &own], 0); // [3B]
+        let (places, fetched) = fetch_images(at_hand, drawn, group)?;
+        let first = Tensor::arange(drawn.size()[0], (Kind::Int64, drawn.device()));
+        let rows = Tensor::cat(&[&first, &places, &first], 0); // [3B]
         Ok(match fetched {
-            Some(raw) => {
-                images.stack(&self.qformer.image_context(&self.image_norm.forward(&raw))).select(&rows)
-            }
-            None => images.select(&rows),
+            Some(raw) => own.stack(&self.qformer.image_context(&self.image_norm.forward(&raw))).select(&rows),
+            None => own.select(&rows),
         })
     }
 
     /// Spec 3.2: the pair itself, the text with a hard image, the image with a hard text.
-    fn itm(&self, own_text: &TextInput, hard: &Hard<'_>, train: bool) -> Itm {
+    fn itm(&self, own_text: &TextInput, hard: &Hard, train: bool) -> Itm {
         let wide = own_text.widened(hard.texts.ids.size()[1]);
-        let text = TextInput::stack(&[&wide, &wide, &hard.texts.select(&hard.neg_texts)]); // [3B, T']
+        let text = TextInput::stack(&[&wide, &wide, &hard.texts]); // [3B, T']
         let packing = Packing::new(&text.mask);
         let queries = self.qformer.encode_jointly(&text, &packing, &hard.images, train);
         let logits = self.match_logits(&queries);
-        let ones = hard.neg_texts.ones_like();
+        let ones = Tensor::ones([own_text.ids.size()[0]], (Kind::Int64, logits.device()));
         let zeros = ones.zeros_like();
         let labels = Tensor::cat(&[&ones, &zeros, &zeros], 0);
         Itm {
@@ -278,23 +296,15 @@ impl Stage1 {
         Lm { states, logits, labels, tokens }
     }
 
-    /// Smoothed cross entropy a token; `texts` are those of all ranks.
-    fn itg_loss(&self, lm: &Lm, texts: &TextInput, world_size: usize) -> Tensor {
-        let sum = lm.logits.cross_entropy_loss::<Tensor>(
-            &lm.labels,
-            None,
-            Reduction::Sum,
-            NO_LABEL,
-            LABEL_SMOOTHING,
-        );
-        let tokens = match self.config.itg_weighting {
-            ItgWeighting::RankTokens => lm.tokens as f64,
-            // Each text has one token that is no target. Ranks average their losses: a rank's share is scaled by W.
-            ItgWeighting::GlobalTokens => {
-                (count(&texts.mask) - texts.mask.size()[0]) as f64 / world_size as f64
-            }
-        };
-        sum / tokens
+    /// What ITG's sum over the tokens of `own` is divided by; `all` are the texts of all ranks.
+    fn itg_tokens(&self, own: &TextInput, all: &TextInput, world_size: usize) -> f64 {
+        // Each text has one token that is no target.
+        let scored = |texts: &TextInput| (count(&texts.mask) - texts.mask.size()[0]) as f64;
+        match self.config.itg_weighting {
+            ItgWeighting::RankTokens => scored(own),
+            // Ranks average their losses: a rank's share is scaled by W.
+            ItgWeighting::GlobalTokens => scored(all) / world_size as f64,
+        }
     }
 
     /// Images (`[B, P, V]`, raw) ready for [`Stage1::itm_scores`] and for comparison with [`Stage1::encode_texts`].
@@ -303,7 +313,7 @@ impl Stage1 {
         no_grad(|| {
             let context = self.qformer.image_context(&self.image_norm.forward(features));
             let (queries, _) = self.qformer.encode_queries(&context, false);
-            EncodedImages { projections: normalise(&self.vision_projection.forward(&queries)), context }
+            EncodedImages { projections: self.image_feats(&queries), context }
         })
     }
 
@@ -312,7 +322,7 @@ impl Stage1 {
         no_grad(|| {
             let packing = Packing::new(&texts.mask);
             let states = self.qformer.encode_text(texts, &packing, false);
-            normalise(&self.text_projection.forward(&states.index_select(0, &packing.first_tokens())))
+            self.text_feats(&states, &packing)
         })
     }
 
@@ -327,14 +337,29 @@ impl Stage1 {
     }
 }
 
+/// What comes before the losses of a micro-batch.
+struct Embedded {
+    /// `[B, P, V]`.
+    image_embeds: Tensor,
+    images: ImageContext,
+    /// `[B, Q, D]`.
+    query_output: Tensor,
+    cache: QueryCache,
+    packing: Packing,
+    /// Packed.
+    text_states: Tensor,
+    /// `[B, Q, E]`.
+    image_feats: Tensor,
+    /// `[B, E]`.
+    text_feats: Tensor,
+}
+
 /// What ITM pairs the own texts with.
-struct Hard<'a> {
+struct Hard {
     /// Of all `3B` pairs.
     images: ImageContext,
-    /// All ranks' texts.
-    texts: &'a TextInput,
-    /// Which of them was drawn for each image, `[B]`.
-    neg_texts: Tensor,
+    /// The text drawn for each image, `[B, T']`, as wide as the longest of all ranks.
+    texts: TextInput,
 }
 
 struct Itm {
@@ -350,6 +375,14 @@ struct Lm {
     labels: Tensor,
     /// Rows that are scored; those behind them are fillers.
     tokens: i64,
+}
+
+impl Lm {
+    /// Of the smoothed cross entropies of all tokens.
+    fn sum(&self) -> Tensor {
+        let how = (Reduction::Sum, NO_LABEL, LABEL_SMOOTHING);
+        self.logits.cross_entropy_loss::<Tensor>(&self.labels, None, how.0, how.1, how.2)
+    }
 }
 
 /// Unit length over the last dimension, in fp32.

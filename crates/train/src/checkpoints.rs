@@ -313,6 +313,7 @@ mod tests {
             micro_batch: 1,
             grad_accum_steps: 1,
             contrast_batch: 1,
+            contrast_parts: 1,
             schedule: Schedule { peak_lr: 1.0, min_lr: 0.0, warmup_steps: 0, steps: 9 },
             optim: OptimConfig {
                 peak_lr: 1.0,

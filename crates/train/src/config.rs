@@ -262,6 +262,9 @@ pub struct StageConfig {
     /// Pairs of one rank in one forward; default: `global_batch / world_size`.
     #[serde(default)]
     pub micro_batch: Option<usize>,
+    /// Stage 1: what becomes of ITC where `micro_batch` asks for several forward passes a step.
+    #[serde(default)]
+    pub contrastive_accumulation: ContrastiveAccumulation,
     /// AdamW and its schedule.
     pub optim: OptimConfig,
     /// Steps between checkpoints.
@@ -272,6 +275,17 @@ pub struct StageConfig {
     /// Steps between validations (0 = never). In stage 1 the best one on the validation split is handed over.
     #[serde(default)]
     pub validate_every_steps: u64,
+}
+
+/// Accumulation takes negatives away from ITC, or costs a second forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContrastiveAccumulation {
+    /// Not accepted: a step of stage 1 is one forward pass.
+    #[default]
+    None,
+    /// Embeddings of the whole step first, gradients second (GradCache, arXiv 2101.06983): the numbers of one large batch.
+    Cached,
 }
 
 /// AdamW (betas 0.9, 0.98 in the paper) with a linear warm-up and a cosine per step.

@@ -130,10 +130,15 @@ impl Draws<'_> {
     }
 
     /// Where this rank's part of a micro-step begins, and how many pairs it has.
+    ///
+    /// A rank's share of a contrast batch is one piece, whatever the micro-batch: rows and columns of ITC then stand in the
+    /// order of one large batch, and the same negatives are drawn.
     #[must_use]
     pub fn own(&self, plan: &StagePlan, state: &TrainState, micro_step: usize) -> (u64, usize) {
+        let (contrast, part) = (micro_step / plan.contrast_parts, micro_step % plan.contrast_parts);
         let own = rank_slice(plan.contrast_batch, self.rank, self.world_size);
-        (state.pairs_seen + (micro_step * plan.contrast_batch + own.start) as u64, own.len())
+        let count = own.len() / plan.contrast_parts;
+        (state.pairs_seen + (contrast * plan.contrast_batch + own.start + part * count) as u64, count)
     }
 
     /// Named by the pair's position in the whole run, so any world size draws the same.

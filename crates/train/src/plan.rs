@@ -10,7 +10,8 @@ use monitor::Phase;
 use tch::{Device, Kind};
 
 use crate::config::{
-    ComputeDtype, Config, DeviceChoice, FeatureConfig, OptimConfig, StageConfig, default_encode_batch,
+    ComputeDtype, Config, ContrastiveAccumulation, DeviceChoice, FeatureConfig, OptimConfig, StageConfig,
+    default_encode_batch,
 };
 use crate::error::TrainError;
 
@@ -55,6 +56,8 @@ pub struct StagePlan {
     pub grad_accum_steps: usize,
     /// Pairs that meet in one ITC pass.
     pub contrast_batch: usize,
+    /// Forwards of a rank that one ITC pass is over: more than one where the contrast is cached.
+    pub contrast_parts: usize,
     /// Learning rate by step.
     pub schedule: Schedule,
     /// AdamW.
@@ -114,12 +117,13 @@ impl Plan {
                 .map_err(|detail| TrainError::Config { path: path.to_owned(), detail })
         };
         let stage1 = stage(Phase::Stage1, &config.stage1, "stage1")?;
-        if stage1.grad_accum_steps > 1 {
+        if stage1.grad_accum_steps > stage1.contrast_parts {
             return Err(TrainError::Config {
                 path: path.to_owned(),
                 detail: format!(
                     "stage1: global_batch {} in micro-batches of {} on {} ranks would accumulate, which takes \
-                     negatives away from ITC; leave out stage1.micro_batch, or lower stage1.global_batch",
+                     negatives away from ITC; leave out stage1.micro_batch, lower stage1.global_batch, or set \
+                     stage1.contrastive_accumulation = \"cached\"",
                     stage1.global_batch, stage1.micro_batch, world.world_size
                 ),
             });
@@ -167,7 +171,7 @@ impl Plan {
             .flatten()
         {
             text += &format!(
-                "\n  {}: {} steps x {} pairs ({} per rank x {} ranks x {} micro-steps), contrast batch {}, \
+                "\n  {}: {} steps x {} pairs ({} per rank x {} ranks x {} micro-steps), contrast batch {}{}, \
                  peak lr {:e}, warm-up {} steps",
                 stage.phase.name(),
                 stage.steps,
@@ -176,6 +180,7 @@ impl Plan {
                 self.world.world_size,
                 stage.grad_accum_steps,
                 stage.contrast_batch,
+                if stage.contrast_parts > 1 { " (cached: embeddings first, gradients second)" } else { "" },
                 stage.schedule.peak_lr,
                 stage.schedule.warmup_steps,
             );
@@ -210,13 +215,19 @@ impl StagePlan {
                 c.global_batch
             ));
         }
+        let grad_accum_steps = c.global_batch / pairs_per_pass;
+        let contrast_parts = match c.contrastive_accumulation {
+            ContrastiveAccumulation::None => 1,
+            ContrastiveAccumulation::Cached => grad_accum_steps,
+        };
         Ok(Self {
             phase,
             steps: c.steps,
             global_batch: c.global_batch,
             micro_batch,
-            grad_accum_steps: c.global_batch / pairs_per_pass,
-            contrast_batch: pairs_per_pass,
+            grad_accum_steps,
+            contrast_batch: pairs_per_pass * contrast_parts,
+            contrast_parts,
             schedule: Schedule {
                 peak_lr: c.optim.peak_lr,
                 min_lr: c.optim.min_lr,
@@ -269,6 +280,10 @@ fn check(config: &Config) -> Result<(), String> {
         (
             config.stage1.validate_every_steps == 0 || selects,
             "stage1.validate_every_steps needs a split with select = true: without one there is nothing to score",
+        ),
+        (
+            config.stage2.contrastive_accumulation == ContrastiveAccumulation::None,
+            "stage2.contrastive_accumulation must be \"none\": stage 2 contrasts nothing, and accumulates as it is",
         ),
         (
             config.stage2.validate_every_steps == 0,

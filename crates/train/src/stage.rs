@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use collectives::{CommError, ProcessGroup};
-use model::{LmText, Negatives, Stage1, Stage1Inputs, Stage2, Stage2Inputs};
+use model::{
+    CachedContrast, LmText, Negatives, Stage1, Stage1Inputs, Stage1Losses, Stage2, Stage2Inputs, TextInput,
+};
 use monitor::Phase;
 use tch::{Kind, Tensor, nn};
 
@@ -26,6 +28,12 @@ pub struct StepLosses {
     pub named: Vec<(&'static str, Tensor)>,
 }
 
+/// The first of two passes over a step of stage 1 whose contrast is over all of its micro-batches.
+pub struct ContrastAhead {
+    parts: Vec<Stage1Inputs>,
+    cached: CachedContrast,
+}
+
 impl Stage {
     /// One forward in training mode on raw `features` `[B, P, V]`: means over this micro-batch (stage 1: over all ranks' pairs that meet in ITC).
     ///
@@ -39,25 +47,8 @@ impl Stage {
     ) -> Result<StepLosses, CommError> {
         match (self, &batch.text) {
             (Self::One(stage1, _), StageText::One(text)) => {
-                let inputs = Stage1Inputs {
-                    image: features.shallow_clone(),
-                    text: text.clone(),
-                    concepts: batch.concepts.as_ref().map(Tensor::shallow_clone),
-                    negatives: Negatives::Drawn { uniforms: batch.uniforms.shallow_clone() },
-                };
-                let losses = stage1.losses(&inputs, group, true)?;
-                Ok(StepLosses {
-                    named: vec![
-                        ("loss", losses.total.detach()),
-                        ("loss_itc", losses.itc.detach()),
-                        ("loss_itm", losses.itm.detach()),
-                        ("loss_itg", losses.itg.detach()),
-                        ("itm_accuracy", losses.itm_accuracy),
-                        ("itc_recall", losses.i2t_recall),
-                        ("temperature", losses.temperature),
-                    ],
-                    total: losses.total,
-                })
+                let inputs = stage1_inputs(batch, text, features);
+                Ok(stage1.losses(&inputs, group, true)?.into())
             }
             (Self::Two(stage2, _), StageText::Two(text)) => {
                 let inputs = Stage2Inputs { image: features.shallow_clone(), text: text.clone() };
@@ -68,11 +59,71 @@ impl Stage {
         }
     }
 
+    /// ITC over all micro-batches of a step; `features` are those of each. Sets the seed of each one's dropout, which is to
+    /// be set again for [`Stage::losses_behind`].
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone.
+    pub fn contrast_ahead(
+        &self,
+        batches: &[MicroBatch],
+        features: &[Tensor],
+        group: &dyn ProcessGroup,
+    ) -> Result<ContrastAhead, CommError> {
+        let Self::One(stage1, _) = self else { unreachable!("the plan caches no contrast of stage 2") };
+        let inputs = |(batch, features): (&MicroBatch, &Tensor)| match &batch.text {
+            StageText::One(text) => stage1_inputs(batch, text, features),
+            StageText::Two(_) => unreachable!("a stage is built with the tokenizer of its own texts"),
+        };
+        let parts: Vec<Stage1Inputs> = batches.iter().zip(features).map(inputs).collect();
+        let seed = |part: usize| tch::manual_seed(batches[part].dropout_seed);
+        let cached = stage1.cached_contrast(&parts, group, &seed)?;
+        Ok(ContrastAhead { parts, cached })
+    }
+
+    /// One forward in training mode of the step's micro-batch `part`, whose contrast was computed `ahead`.
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone.
+    pub fn losses_behind(
+        &self,
+        ahead: &ContrastAhead,
+        part: usize,
+        group: &dyn ProcessGroup,
+    ) -> Result<StepLosses, CommError> {
+        let Self::One(stage1, _) = self else { unreachable!("the plan caches no contrast of stage 2") };
+        Ok(stage1.part_losses(&ahead.parts, part, &ahead.cached, group)?.into())
+    }
+
     /// Trainable parameters by name; frozen ones hold no gradient and are not in here.
     #[must_use]
     pub fn trainable(&self) -> BTreeMap<String, Tensor> {
         let (Self::One(_, store) | Self::Two(_, store)) = self;
         store.variables().into_iter().filter(|(_, variable)| variable.requires_grad()).collect()
+    }
+}
+
+fn stage1_inputs(batch: &MicroBatch, text: &TextInput, features: &Tensor) -> Stage1Inputs {
+    Stage1Inputs {
+        image: features.shallow_clone(),
+        text: text.clone(),
+        concepts: batch.concepts.as_ref().map(Tensor::shallow_clone),
+        negatives: Negatives::Drawn { uniforms: batch.uniforms.shallow_clone() },
+    }
+}
+
+impl From<Stage1Losses> for StepLosses {
+    fn from(losses: Stage1Losses) -> Self {
+        let named = vec![
+            ("loss", losses.total.detach()),
+            ("loss_itc", losses.itc.detach()),
+            ("loss_itm", losses.itm.detach()),
+            ("loss_itg", losses.itg.detach()),
+            ("itm_accuracy", losses.itm_accuracy),
+            ("itc_recall", losses.i2t_recall),
+            ("temperature", losses.temperature),
+        ];
+        Self { named, total: losses.total }
     }
 }
 

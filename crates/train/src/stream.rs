@@ -107,13 +107,20 @@ impl Streamed<'_> {
     pub fn next_step(&mut self, plan: &StagePlan, state: &TrainState) -> Result<Vec<MicroBatch>, TrainError> {
         let mut micro_batches = Vec::with_capacity(plan.grad_accum_steps);
         self.left_out = Counters::default();
-        for micro_step in 0..plan.grad_accum_steps {
+        while micro_batches.len() < plan.grad_accum_steps {
+            // A rank's share of a contrast batch, which may go through the model in parts.
             let batch = self.loader.next_batch()?;
             self.left_out.merge(&batch.counters);
-            let (position, _) = self.draws.own(plan, state, micro_step);
-            let image = Image::Pixels(pixels(&batch).to_device(self.draws.device));
-            let at = (plan, state.step, micro_step);
-            micro_batches.push(self.draws.micro_batch(at, position, image, &batch.texts, None)?);
+            let pixels = pixels(&batch);
+            let count = batch.texts.len() / plan.contrast_parts;
+            for (part, texts) in batch.texts.chunks(count).enumerate() {
+                let micro_step = micro_batches.len();
+                let (position, count) = self.draws.own(plan, state, micro_step);
+                let pixels = pixels.narrow(0, (part * count) as i64, count as i64);
+                let image = Image::Pixels(pixels.to_device(self.draws.device));
+                let at = (plan, state.step, micro_step);
+                micro_batches.push(self.draws.micro_batch(at, position, image, texts, None)?);
+            }
         }
         Ok(micro_batches)
     }

@@ -9,7 +9,7 @@ use collectives::{GradientReducer, ProcessGroup, Reduction};
 use launch::WorkerPhase;
 use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use crate::agree::gather_bytes;
 use crate::checkpoints::{self, Checkpoints};
@@ -19,7 +19,7 @@ use crate::pairs::{MicroBatch, PairSource};
 use crate::plan::StagePlan;
 use crate::session::Session;
 use crate::skipped_steps::SkippedStep;
-use crate::stage::{self, Stage};
+use crate::stage::{self, ContrastAhead, Stage, StepLosses};
 use crate::state::{Best, TrainState, Verdict};
 use crate::status::Status;
 
@@ -116,15 +116,9 @@ impl Trainer<'_> {
         let mut reduction = Reduction::default();
         let scale = self.state.loss_scale.factor(self.session.plan.autocast);
         let weights = stage::weights(micro_batches, self.session.group.as_ref())?;
-        for (i, (batch, weight)) in micro_batches.iter().zip(weights).enumerate() {
-            let features = self.pairs.features(&batch.image);
-            // Dropout's generator is set anew for each forward: no state to resume, and ranks differ.
-            tch::manual_seed(batch.dropout_seed);
-            let step_losses =
-                torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, || {
-                    self.stage.losses(batch, &features, self.session.group.as_ref())
-                })?;
-            let step_losses = step_losses.weighted(weight);
+        let ahead = self.contrast_ahead(micro_batches)?;
+        for (i, weight) in weights.into_iter().enumerate() {
+            let step_losses = self.forward(micro_batches, i, ahead.as_ref())?.weighted(weight);
             let loss = &step_losses.total * scale;
             if i + 1 < micro_batches.len() {
                 self.reducer.accumulate(&loss)?;
@@ -148,6 +142,43 @@ impl Trainer<'_> {
         drop(gradients);
         self.optimizer.drop_gradients();
         Ok(StepReport { status, verdict, lr, reduction })
+    }
+
+    /// The first pass over a step whose contrast is cached; `None` where each micro-batch has a contrast of its own.
+    fn contrast_ahead(&self, micro_batches: &[MicroBatch]) -> Result<Option<ContrastAhead>, TrainError> {
+        if self.plan.contrast_parts == 1 {
+            return Ok(None);
+        }
+        let features = micro_batches.iter().map(|batch| self.pairs.features(&batch.image));
+        let (features, group): (Vec<Tensor>, _) = (features.collect(), self.session.group.as_ref());
+        Ok(Some(self.autocast(|| self.stage.contrast_ahead(micro_batches, &features, group))?))
+    }
+
+    /// One forward with a graph. Dropout's generator is set anew for each: no state to resume, and ranks differ.
+    fn forward(
+        &self,
+        micro_batches: &[MicroBatch],
+        which: usize,
+        ahead: Option<&ContrastAhead>,
+    ) -> Result<StepLosses, TrainError> {
+        let (batch, group) = (&micro_batches[which], self.session.group.as_ref());
+        let losses = match ahead {
+            Some(ahead) => {
+                tch::manual_seed(batch.dropout_seed);
+                self.autocast(|| self.stage.losses_behind(ahead, which, group))?
+            }
+            None => {
+                let features = self.pairs.features(&batch.image);
+                tch::manual_seed(batch.dropout_seed);
+                self.autocast(|| self.stage.losses(batch, &features, group))?
+            }
+        };
+        Ok(losses)
+    }
+
+    /// A region of its own for each pass: autocast keeps casts of weights as they were first made, with a graph or without.
+    fn autocast<T>(&self, pass: impl FnOnce() -> T) -> T {
+        torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, pass)
     }
 
     fn advance(&mut self, report: &StepReport, step_seconds: f64) {

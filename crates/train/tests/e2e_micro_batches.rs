@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Course, Launch, TRAIN_PICTURES, TinyWorld, course, pictures, write_shard};
+use common::{Course, Launch, TinyWorld, course};
 use monitor::Phase;
 
 const STEPS: usize = 12;
@@ -20,18 +20,6 @@ const SETS: [&str; 7] = [
     "data.features.views=0",
 ];
 
-/// Captions of one, two and three words.
-fn captions_of_all_lengths(world: &TinyWorld) {
-    let mut pictures = pictures();
-    for (number, picture) in pictures.iter_mut().enumerate() {
-        let words: Vec<&str> = picture.caption.split(' ').collect();
-        picture.caption = words[number % 3..].join(" ");
-    }
-    let (first, second) = pictures[..TRAIN_PICTURES].split_at(TRAIN_PICTURES / 2);
-    write_shard(&world.path("shards/train-000000.tar"), first);
-    write_shard(&world.path("shards/train-000001.tar"), second);
-}
-
 fn in_micro_batches(world: &TinyWorld, run: &str, pairs: usize) -> Course {
     let micro_batch = format!("stage2.micro_batch={pairs}");
     let mut sets = SETS.to_vec();
@@ -43,7 +31,7 @@ fn in_micro_batches(world: &TinyWorld, run: &str, pairs: usize) -> Course {
 #[test]
 fn stage_2_learns_the_same_in_micro_batches_of_any_size() {
     let world = TinyWorld::new();
-    captions_of_all_lengths(&world);
+    world.use_captions_of_all_lengths();
     let whole = in_micro_batches(&world, "whole", 12);
     for pairs in [1, 4] {
         let parts = in_micro_batches(&world, &format!("by_{pairs}"), pairs);
@@ -55,4 +43,19 @@ fn stage_2_learns_the_same_in_micro_batches_of_any_size() {
             }
         }
     }
+}
+
+/// With dropout, so that the second pass over a part must drop what the first one dropped, after a restart too.
+#[test]
+fn a_killed_run_with_a_cached_contrast_goes_on_bit_for_bit() {
+    let world = TinyWorld::new();
+    let sets = ["stage1.micro_batch=2", "stage1.contrastive_accumulation=cached", "stage2.steps=2"];
+    let run = |name| Launch { sets: &sets, ..world.run(name) };
+    run("whole").done();
+    let mut running = run("killed").start();
+    running.wait_for_step(Phase::Stage1, 6);
+    running.kill_rank(1);
+    assert_ne!(running.end().code, Some(0));
+    run("killed").done();
+    course(&world.path("whole")).assert_same(&course(&world.path("killed")), "killed");
 }

@@ -58,7 +58,10 @@ fn a_wrong_config_is_refused_with_key_line_and_remedy() {
         "stage1.global_batch=7",
         &["config.toml", "stage1.global_batch = 7", "2 ranks", "change"],
     );
-    assert_refused(&world, "stage1.micro_batch=3", &["config.toml", "leave out stage1.micro_batch"]);
+    let remedies = ["config.toml", "leave out stage1.micro_batch", "contrastive_accumulation = \"cached\""];
+    assert_refused(&world, "stage1.micro_batch=3", &remedies);
+    let nothing = ["config.toml", "stage2.contrastive_accumulation must be \"none\""];
+    assert_refused(&world, "stage2.contrastive_accumulation=cached", &nothing);
     assert!(!world.path("features").exists(), "nothing was computed for nothing");
 }
 

@@ -212,6 +212,11 @@ fn the_plan_tells_what_a_step_will_reduce() {
     assert!(plan.status.success());
     let text = String::from_utf8(plan.stdout).unwrap();
     assert!(text.contains("stage1: 12 steps x 12 pairs"), "{text}");
+    let cached = ["--set", "stage1.micro_batch=3", "--set", "stage1.contrastive_accumulation=cached"];
+    let plan =
+        blip2().args(["plan", "config.toml"]).args(cached).current_dir(world.path("")).output().unwrap();
+    let cached = String::from_utf8(plan.stdout).unwrap();
+    assert!(cached.contains("x 2 ranks x 2 micro-steps), contrast batch 12 (cached"), "{cached}");
     assert!(!world.path("run").exists() && !world.path("features").exists(), "a plan is only words");
     let line =
         text.lines().find(|line| line.contains("trainable parameters")).expect("a line with parameters");

@@ -47,8 +47,13 @@ fn a_stream_learns_what_a_cache_learns_on_any_number_of_ranks() {
     Launch { ranks: 1, sets: &sets, ..world.run("cached") }.done();
     streamed(&world, "one", 1, &PLAIN).done();
     streamed(&world, "two", 2, &PLAIN).done();
-    let [cached, one, two] = ["cached", "one", "two"].map(|run| losses(&course(&world.path(run))));
+    let parts = ["stage1.micro_batch=2", "stage1.contrastive_accumulation=cached"];
+    let parts: Vec<&str> = PLAIN.into_iter().chain(parts).collect();
+    streamed(&world, "parts", 2, &parts).done();
+    let [cached, one, two, parts] =
+        ["cached", "one", "two", "parts"].map(|run| losses(&course(&world.path(run))));
     assert_near(&one, &two, 1e-4, "one rank and two");
+    assert_near(&one, &parts, 1e-4, "one rank, and two in three parts each");
     // A cache keeps 16 bits.
     assert_near(&cached, &one, 5e-3, "cache and stream");
 }

@@ -5,9 +5,25 @@ use std::path::Path;
 
 use monitor::{METRICS_FILE, Phase, RecordKind, StepRecord, read_records};
 
+/// AdamW's in every config of these tests.
+const BETA1: f32 = 0.9;
+
 /// All records of a `metrics.jsonl`.
 pub fn records(path: &Path) -> Vec<StepRecord> {
     read_records(path).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The gradients of a phase's first step, by parameter, from the checkpoint of that step: AdamW's first moment is then
+/// `1 - beta1` of them.
+pub fn first_gradients(run_dir: &Path, phase: Phase) -> BTreeMap<String, Vec<f32>> {
+    let found = checkpoint::latest_valid(&run_dir.join("checkpoints").join(phase.name())).unwrap().unwrap();
+    assert_eq!(found.step, 1);
+    let moments = found.snapshot.optimizer.iter();
+    let gradients = moments.filter_map(|(key, moment)| {
+        let name = key.strip_prefix("exp_avg.")?;
+        Some((name.to_owned(), moment.to_f32_vec().iter().map(|value| value / (1.0 - BETA1)).collect()))
+    });
+    gradients.collect()
 }
 
 /// Named numbers at every step and validation of a run.

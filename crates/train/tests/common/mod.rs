@@ -16,7 +16,7 @@ pub mod slurm;
 mod weights;
 
 pub use chaos::{Chaos, Scenario, Trial};
-pub use course::{Course, course, records};
+pub use course::{Course, course, first_gradients, records};
 pub use pictures::{Picture, SHAPES, pictures, write_shard};
 pub use process::{Ended, Launch, Running, blip2};
 
@@ -50,6 +50,18 @@ impl TinyWorld {
         weights::write(&world.path("weights"));
         fs::write(world.path("config.toml"), config::CONFIG).unwrap();
         world
+    }
+
+    /// Training captions of one, two and three words.
+    pub fn use_captions_of_all_lengths(&self) {
+        let mut pictures = pictures();
+        for (number, picture) in pictures.iter_mut().enumerate() {
+            let words: Vec<&str> = picture.caption.split(' ').collect();
+            picture.caption = words[number % 3..].join(" ");
+        }
+        for (shard, part) in pictures[..TRAIN_PICTURES].chunks(TRAIN_PICTURES / 2).enumerate() {
+            write_shard(&self.path(&format!("shards/train-{shard:06}.tar")), part);
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
