@@ -12,7 +12,7 @@ use crate::tools::{InspectArgs, LookArgs, MakeArgs};
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done
-   1  data verify found bad samples
+   1  verify found a case not met, data verify bad samples
    2  arguments not understood
   69  a worker, a port or a disk is gone; trying again may help
   73  another run holds the run folder

@@ -88,7 +88,7 @@ impl TextPolicy {
         let usable = weights.iter().all(|weight| *weight >= 0.0 && weight.is_finite());
         if !usable || weights.iter().sum::<f64>() <= 0.0 || mixture.max_tags == 0 {
             let problem = "weights must not be negative nor all zero, max_tags at least 1".to_owned();
-            return Err(DataError::Config { key: "text.mixture".into(), problem });
+            return Err(DataError::Config { key: "data.texts.mixture".into(), problem });
         }
         Ok(())
     }

@@ -314,7 +314,7 @@ fn encode(inner: &Inner, path: &str, text: &str) -> Result<Vec<i64>, DataError> 
 fn check_max_len(max_len: usize, least: usize) -> Result<(), DataError> {
     if max_len < least {
         let problem = format!("{max_len} is less than the {least} token(s) around a text");
-        return Err(DataError::Config { key: "max_text_len".into(), problem });
+        return Err(DataError::Config { key: "data.max_text_tokens".into(), problem });
     }
     Ok(())
 }

@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn a_wrong_value_is_named_by_its_key() {
         let config = TransformConfig { std: [0.0, 1.0, 1.0], ..TransformConfig::default() };
-        assert_eq!(Transform::new(config).unwrap_err().to_string(), "transform.std: must be above 0");
+        assert_eq!(Transform::new(config).unwrap_err().to_string(), "data.transform.std: must be above 0");
         let unknown: Result<TransformConfig, _> = serde_json::from_str(r#"{"image_sise": 3}"#);
         assert!(unknown.unwrap_err().to_string().contains("image_sise"));
         let short: TransformConfig =

@@ -31,7 +31,7 @@ fn one_list_is_shuffled_whole_and_sets_are_mixed() {
     let drawn = order.drawn(60_000 * 8);
     assert_eq!([drawn[0].samples, drawn[1].samples], [45_000 * 8, 15_000 * 8]);
     // Without ratios: as often as their sizes say.
-    let sized = SourceConfig { sets: vec![set(&a), set(&b)], ..mixed };
+    let sized = SourceConfig { sets: vec![set(&a, None), set(&b, None)], ..mixed };
     let drawn = sized.order(3, &index, 8).unwrap().drawn(60_000 * 8);
     assert_eq!(drawn[0].samples, drawn[1].samples);
 }

@@ -4,6 +4,7 @@
 //! Unknown keys are refused with their line and a "did you mean".
 
 mod file;
+mod rules;
 
 use std::path::PathBuf;
 
@@ -200,6 +201,7 @@ pub struct QformerConfig {
 
 /// Sizes of a BERT, by the names of its `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct BertSizes {
     /// Width D.
     pub hidden_size: i64,
@@ -215,6 +217,19 @@ pub struct BertSizes {
     pub vocab_size: i64,
     /// BERT: 1e-12.
     pub layer_norm_eps: f64,
+}
+
+impl BertSizes {
+    /// The fields' names.
+    pub(crate) const KEYS: [&str; 7] = [
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "vocab_size",
+        "layer_norm_eps",
+    ];
 }
 
 /// The frozen language model.

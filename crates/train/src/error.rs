@@ -114,6 +114,11 @@ impl TrainError {
             Self::Data(data::DataError::Worker { .. }) => Exit::Unavailable,
             Self::Data(_) | Self::Verify(_) => Exit::Config,
             Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
+            Self::Checkpoint(checkpoint::CheckpointError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Exit::Config
+            }
             Self::Checkpoint(checkpoint::CheckpointError::Io { .. }) => Exit::Unavailable,
             Self::Checkpoint(_) => Exit::Config,
             Self::Launch(error) => error.exit(),

@@ -60,6 +60,9 @@ pub fn describe(path: &Path, overrides: &[String], world_size: usize) -> Result<
     let world = launch::World { world_size, local_world_size: world_size, ..launch::World::from_env()? };
     let plan = Plan::new(config, world, path)?;
     let mut text = plan.describe();
+    if plan.device == tch::Device::Cpu && plan.config.run.device == config::DeviceChoice::Auto {
+        text += "\n  (this machine has no GPU that libtorch sees; one with GPUs takes them)";
+    }
     for phase in [monitor::Phase::Stage1, monitor::Phase::Stage2] {
         let parameters = sizes::trainable_parameters(&plan.config, phase)?;
         text += &format!(

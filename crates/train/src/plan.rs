@@ -105,7 +105,7 @@ impl Plan {
     /// # Errors
     /// [`TrainError::Config`] naming the key that cannot be met and the remedy.
     pub fn new(config: Config, world: World, path: &Path) -> Result<Self, TrainError> {
-        check(&config).map_err(|detail| TrainError::Config { path: path.to_owned(), detail })?;
+        config.check().map_err(|detail| TrainError::Config { path: path.to_owned(), detail })?;
         let device = device(&config, &world, path)?;
         let kind = kind(config.run.compute_dtype, fast_kind(device));
         // Frozen: half precision costs nothing (paper section 3.4), where the hardware multiplies it fast.
@@ -220,13 +220,17 @@ impl StagePlan {
             ContrastiveAccumulation::None => 1,
             ContrastiveAccumulation::Cached => grad_accum_steps,
         };
+        let contrast_batch = pairs_per_pass * contrast_parts;
+        if phase == Phase::Stage1 && contrast_batch < 2 {
+            return Err(format!("{key}.global_batch must be at least 2: a single pair has no negatives"));
+        }
         Ok(Self {
             phase,
             steps: c.steps,
             global_batch: c.global_batch,
             micro_batch,
             grad_accum_steps,
-            contrast_batch: pairs_per_pass * contrast_parts,
+            contrast_batch,
             contrast_parts,
             schedule: Schedule {
                 peak_lr: c.optim.peak_lr,
@@ -240,59 +244,6 @@ impl StagePlan {
             validate_every_steps: c.validate_every_steps,
             checkpoint_dir: dir.join("checkpoints").join(phase.name()),
         })
-    }
-}
-
-/// Values that parse and cannot run: `Err` says key, value and remedy.
-fn check(config: &Config) -> Result<(), String> {
-    config.data.texts.check().map_err(|error| error.to_string())?;
-    let (data, qformer, evaluation) = (&config.data, &config.model.qformer, &config.evaluation);
-    let cached = data.features.as_ref();
-    let selects = evaluation.splits.iter().any(|split| split.select);
-    let rules = [
-        ((0.0..=1.0).contains(&data.max_skipped_ratio), "data.max_skipped_ratio must be 0 to 1"),
-        (data.max_text_tokens >= 3, "data.max_text_tokens must be at least 3: [CLS], a word piece, [SEP]"),
-        (data.train.is_empty() != data.source.sets.is_empty(), "data needs either train or source.sets"),
-        (
-            cached.is_none() || data.source == data::source::SourceConfig::default(),
-            "data.source is for pictures that stream: leave out [data.features], or name one set by data.train",
-        ),
-        (cached.is_none_or(|features| features.batch > 0), "data.features.batch must be at least 1"),
-        (
-            cached.is_some() || !data.group_by_caption,
-            "data.group_by_caption needs the captions of all samples, which are kept with [data.features] alone",
-        ),
-        ((0.0..1.0).contains(&qformer.dropout), "model.qformer.dropout must be 0 or more and less than 1"),
-        (qformer.num_query_tokens > 0, "model.qformer.num_query_tokens must be at least 1"),
-        (qformer.cross_attention_freq > 0, "model.qformer.cross_attention_freq must be at least 1"),
-        (qformer.projection_size > 0, "model.qformer.projection_size must be at least 1"),
-        (config.model.language.max_new_tokens >= 2, "model.language.max_new_tokens must be at least 2"),
-        (
-            config.distributed.bucket_mib > 0.0 && config.distributed.bucket_mib <= 65536.0,
-            "distributed.bucket_mib must be more than 0 and at most 65536",
-        ),
-        (evaluation.rerank_candidates > 0, "evaluation.rerank_candidates must be at least 1"),
-        (evaluation.rerank_itc_weight >= 0.0, "evaluation.rerank_itc_weight must be 0 or more"),
-        (
-            evaluation.max_captions > 1,
-            "evaluation.max_captions must be at least 2: one picture cannot be shuffled",
-        ),
-        (
-            config.stage1.validate_every_steps == 0 || selects,
-            "stage1.validate_every_steps needs a split with select = true: without one there is nothing to score",
-        ),
-        (
-            config.stage2.contrastive_accumulation == ContrastiveAccumulation::None,
-            "stage2.contrastive_accumulation must be \"none\": stage 2 contrasts nothing, and accumulates as it is",
-        ),
-        (
-            config.stage2.validate_every_steps == 0,
-            "stage2.validate_every_steps must be 0: stage 2 hands over its last step, nothing is chosen",
-        ),
-    ];
-    match rules.iter().find(|(holds, _)| !holds) {
-        Some((_, problem)) => Err((*problem).to_owned()),
-        None => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sizes of the models of a run: what a plan and the trainable parts need to know of weights, before any are read.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use data::WordPiece;
 use model::{ItgWeighting, LanguageConfig, QformerConfig, Stage1Config, TextBranchConfig};
@@ -29,17 +29,48 @@ pub(crate) fn bert(config: &Config) -> Result<BertSizes, TrainError> {
     let qformer = &config.model.qformer;
     let path = qformer.init.join("config.json");
     match qformer.bert {
-        Some(given) if !path.exists() => Ok(given),
+        Some(given) if !path.exists() => fitting(given, config, path),
         Some(given) => {
-            let found: BertSizes = read_json(&path)?;
+            let found = bert_file(&path)?;
             if found == given {
-                return Ok(given);
+                return fitting(given, config, path);
             }
             let detail = format!("holds {found:?}, but model.qformer.bert says {given:?}");
             Err(TrainError::Weights { path, detail })
         }
-        None => read_json(&path),
+        None => fitting(bert_file(&path)?, config, path),
     }
+}
+
+/// The sizes in a BERT's `config.json`, which holds much else.
+fn bert_file(path: &Path) -> Result<BertSizes, TrainError> {
+    let mut all: serde_json::Map<String, serde_json::Value> = read_json(path)?;
+    all.retain(|key, _| BertSizes::KEYS.contains(&key.as_str()));
+    serde_json::from_value(all.into())
+        .map_err(|error| TrainError::Weights { path: path.to_owned(), detail: error.to_string() })
+}
+
+/// Sizes that a Q-Former can be made of, for texts as long as the config wants them.
+fn fitting(sizes: BertSizes, config: &Config, path: PathBuf) -> Result<BertSizes, TrainError> {
+    let BertSizes { hidden_size, num_attention_heads, max_position_embeddings, .. } = sizes;
+    let counts = [
+        hidden_size,
+        num_attention_heads,
+        sizes.num_hidden_layers,
+        sizes.intermediate_size,
+        sizes.vocab_size,
+    ];
+    let detail = if counts.iter().any(|&count| count < 1) {
+        format!("holds {sizes:?}, of which every number must be at least 1")
+    } else if hidden_size % num_attention_heads != 0 {
+        format!("hidden_size {hidden_size} is no multiple of num_attention_heads {num_attention_heads}")
+    } else if config.data.max_text_tokens as i64 > max_position_embeddings {
+        let wanted = config.data.max_text_tokens;
+        format!("reads texts of up to {max_position_embeddings} tokens, but data.max_text_tokens is {wanted}")
+    } else {
+        return Ok(sizes);
+    };
+    Err(TrainError::Weights { path, detail })
 }
 
 /// The language model's `config.json`, which must be as wide as `model.language.hidden_size` says where that is given, and

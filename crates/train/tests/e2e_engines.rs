@@ -82,6 +82,33 @@ fn every_engine_trains_what_the_launcher_trains() {
 }
 
 #[test]
+fn ranks_that_read_other_configs_do_not_begin() {
+    let world = TinyWorld::new();
+    let port = free_port();
+    let processes = [7, 8].map(|seed| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blip2-worker"));
+        command.args(["train", "--set", &format!("run.seed={seed}"), "--", "config.toml"]);
+        let rank = (seed - 7).to_string();
+        command.envs([
+            ("RANK", rank.as_str()),
+            ("LOCAL_RANK", &rank),
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_WORLD_SIZE", "2"),
+        ]);
+        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+        command.current_dir(world.path("")).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    });
+    for process in processes {
+        let output = process.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains("reads another config than other ranks do"), "{said}");
+    }
+    assert!(!world.path("run/metrics.jsonl").exists(), "nothing was trained");
+}
+
+#[test]
 fn launchers_on_two_nodes_train_what_one_launcher_trains() {
     let world = TinyWorld::new();
     world.run("launched").done();

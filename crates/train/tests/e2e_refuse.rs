@@ -51,7 +51,7 @@ fn a_wrong_config_is_refused_with_key_line_and_remedy() {
     assert_refused(
         &world,
         "stage1.optim.peak_l=1",
-        &["config.toml", "stage1.optim", "unknown field `peak_l`"],
+        &["config.toml", "stage1.optim", "unknown field `peak_l`", "did you mean `peak_lr`?"],
     );
     assert_refused(
         &world,
@@ -63,6 +63,39 @@ fn a_wrong_config_is_refused_with_key_line_and_remedy() {
     let nothing = ["config.toml", "stage2.contrastive_accumulation must be \"none\""];
     assert_refused(&world, "stage2.contrastive_accumulation=cached", &nothing);
     assert!(!world.path("features").exists(), "nothing was computed for nothing");
+}
+
+#[test]
+fn values_that_no_model_can_have_are_refused_before_anything_is_loaded() {
+    let world = TinyWorld::new();
+    assert_refused(
+        &world,
+        "data.transform.image_size=56",
+        &["data.transform.image_size = 56", "img_size = 28"],
+    );
+    assert_refused(
+        &world,
+        "data.max_text_tokens=99",
+        &["weights/bert/config.json", "data.max_text_tokens is 99"],
+    );
+    let alone = Launch { ranks: 1, sets: &["stage1.global_batch=1"], ..world.run("refused") }.end();
+    assert_says(&alone, 78, &["config.toml", "stage1.global_batch must be at least 2"]);
+    let sizes = "model.qformer.bert={ hidden_size = 32, num_hidden_layer = 2 }";
+    assert_refused(&world, sizes, &["unknown field `num_hidden_layer`", "did you mean `num_hidden_layers`?"]);
+}
+
+#[test]
+fn a_set_may_supply_what_the_file_lacks() {
+    let world = TinyWorld::new();
+    let lacking = edited(&world, "seed = 7\n", "");
+    assert_says(&lacking, 78, &["edited.toml", "missing field `seed`"]);
+    let quick =
+        ["stage1.steps=1", "stage1.optim.warmup_steps=1", "stage2.steps=1", "stage2.optim.warmup_steps=1"];
+    let supplied = [&quick[..], &["run.seed=7"]].concat();
+    Launch { config: "edited.toml", sets: &supplied, ..world.run("supplied") }.done();
+    // Another key does not hide what is missing, nor where.
+    let other = Launch { config: "edited.toml", sets: &quick, ..world.run("refused") }.end();
+    assert_says(&other, 78, &["edited.toml", "missing field `seed`"]);
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl TransformConfig {
         for (holds, key, problem) in rules.into_iter().chain(self.rules_of_variations()) {
             if !holds {
                 return Err(DataError::Config {
-                    key: format!("transform.{key}"),
+                    key: format!("data.transform.{key}"),
                     problem: problem.to_owned(),
                 });
             }

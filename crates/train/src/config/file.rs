@@ -14,9 +14,9 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
         let refuse = |detail: String| TrainError::Config { path: path.to_owned(), detail };
-        let plain: Self = toml::from_str(&text).map_err(|error| refuse(explain(&error)))?;
+        let plain = toml::from_str(&text).map_err(|error| refuse(explain(&error)));
         if overrides.is_empty() {
-            return Ok(plain);
+            return plain;
         }
         let mut table: toml::Table = toml::from_str(&text).map_err(|error| refuse(explain(&error)))?;
         for assignment in overrides {
@@ -24,7 +24,12 @@ impl Config {
         }
         serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
             let key = error.path().to_string();
-            refuse(format!("--set: {key}: {}", error.into_inner().message()))
+            let set = overrides.iter().any(|assignment| assigns(assignment, &key));
+            match plain {
+                // What is wrong in the file is told with its line.
+                Err(in_file) if !set => in_file,
+                _ => refuse(format!("--set: {key}: {}", explain_message(error.into_inner().message()))),
+            }
         })
     }
 
@@ -40,18 +45,37 @@ impl Config {
 
 /// toml's message (it has line, column and a caret), with the nearest known key where one was misspelt.
 fn explain(error: &toml::de::Error) -> String {
-    let message = error.message();
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    match quoted.split_first() {
-        Some((typo, known)) if message.starts_with("unknown field") => {
-            let nearest = known.iter().min_by_key(|key| edit_distance(typo, key));
-            match nearest.filter(|key| edit_distance(typo, key) <= 3) {
-                Some(key) => format!("{error}did you mean `{key}`?"),
-                None => error.to_string(),
-            }
-        }
-        _ => error.to_string(),
+    match nearest_key(error.message()) {
+        Some(key) => format!("{error}did you mean `{key}`?"),
+        None => error.to_string(),
     }
+}
+
+fn explain_message(message: &str) -> String {
+    match nearest_key(message) {
+        Some(key) => format!("{message}; did you mean `{key}`?"),
+        None => message.to_owned(),
+    }
+}
+
+/// Of the known keys that a message about an unknown one lists, the one that was probably meant.
+fn nearest_key(message: &str) -> Option<&str> {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (typo, known) = quoted.split_first()?;
+    if !message.starts_with("unknown field") {
+        return None;
+    }
+    let nearest = known.iter().copied().min_by_key(|key| edit_distance(typo, key));
+    nearest.filter(|key| edit_distance(typo, key) <= 3)
+}
+
+/// Whether `key=value` sets `key`, or something in it or around it.
+fn assigns(assignment: &str, key: &str) -> bool {
+    let set = assignment.split('=').next().unwrap_or_default().trim();
+    let inside = |one: &str, other: &str| {
+        one == other || one.strip_prefix(other).is_some_and(|rest| rest.starts_with('.'))
+    };
+    inside(set, key) || inside(key, set)
 }
 
 /// Levenshtein distance in bytes; keys are ASCII.
