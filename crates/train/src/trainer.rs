@@ -176,7 +176,7 @@ impl Trainer<'_> {
         Ok(losses)
     }
 
-    /// A region of its own for each pass: autocast keeps casts of weights as they were first made, with a graph or without.
+    /// A region of its own for each pass, as [`torch_bridge::autocast`] asks where one of them has no graph.
     fn autocast<T>(&self, pass: impl FnOnce() -> T) -> T {
         torch_bridge::autocast(self.session.plan.device, self.session.plan.autocast, pass)
     }

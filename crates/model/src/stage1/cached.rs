@@ -42,8 +42,8 @@ impl Stage1 {
     /// ITC over the K `parts` of this rank, all of B pairs, and those of the other ranks, which have as many.
     ///
     /// `seed(k)` is called before part k goes through the model: it sets the random numbers of dropout. Set the same ones
-    /// before [`Stage1::part_losses`] of that part, which repeats this pass. Under autocast the two need regions of their
-    /// own: PyTorch's cache would keep casts of weights without their graph.
+    /// before [`Stage1::part_losses`] of that part, which repeats this pass. Under autocast the two get regions of their
+    /// own, as [`torch_bridge::autocast`] asks.
     ///
     /// # Errors
     /// [`CommError`] when a peer is gone.
