@@ -72,7 +72,7 @@ mod tests {
     use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 
     use super::*;
-    use crate::rng::Stream;
+    use crate::rng::{Rng, Stream};
 
     /// One token a letter.
     const LETTERS: &str = r#"{
@@ -103,7 +103,11 @@ mod tests {
                 drawn[1..=middle].iter().all(|times| times.abs_diff(expected) < 250),
                 "{count}: {drawn:?}"
             );
-            assert_eq!(drawn.iter().sum::<u32>(), drawn[1..=middle].iter().sum(), "{count}: {drawn:?}");
+            assert_eq!(
+                drawn.iter().sum::<u32>(),
+                drawn[1..=middle].iter().sum::<u32>(),
+                "{count}: {drawn:?}"
+            );
         }
     }
 
