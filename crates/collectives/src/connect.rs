@@ -19,13 +19,14 @@ use crate::solo::SoloGroup;
 pub struct Timeouts {
     /// For all ranks to meet.
     pub init: Duration,
-    /// For one operation, which is also how long ranks may be apart when they call it.
+    /// For one operation, which is also how long ranks may be apart when they call it. The launcher's watchdog knows more
+    /// and is to speak first: it waits an hour at most where it has learnt nothing yet.
     pub operation: Duration,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { init: Duration::from_secs(300), operation: Duration::from_secs(600) }
+        Self { init: Duration::from_secs(300), operation: Duration::from_secs(7200) }
     }
 }
 

@@ -69,7 +69,7 @@ fn split_words<'a>(caption: &'a str, rng: &mut Rng) -> (&'a str, &'a str) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 mod tests {
-    use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{prop, prop_assert, prop_assert_eq, proptest};
 
     use super::*;
     use crate::rng::{Rng, Stream};

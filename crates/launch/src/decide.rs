@@ -135,8 +135,8 @@ impl Fleet {
 
     fn verdict(&self, cause: &Ended, policy: &Policy) -> Action {
         match self.exit(cause) {
-            // A peer that left with its checkpoint first pulls the rest out of their collective.
-            Exit::Unavailable if self.stop.is_some() && self.any_stopped() => Action::Exit(Exit::Stopped),
+            // A peer that left with its checkpoint first pulls the rest out of their collective, whoever asked it to.
+            Exit::Unavailable if self.any_stopped() => Action::Exit(Exit::Stopped),
             Exit::Unavailable if self.stop.is_none() && self.restarts < policy.max_restarts => {
                 Action::Restart
             }
@@ -243,6 +243,9 @@ mod tests {
         assert_eq!(decide(ms(200), &left_first, &POLICY), Action::Exit(Exit::Stopped));
         let killed = stopped(&[(0, End::Signal(SIGKILL), 10), (1, End::Code(69), 11)]);
         assert_eq!(decide(ms(200), &killed, &POLICY), Action::Exit(Exit::Unavailable));
+        // The signal went to one worker alone, in work that ranks do each for themselves.
+        let one_asked = pair(&[(0, End::Code(75), 10), (1, End::Code(69), 11)]);
+        assert_eq!(decide(ms(200), &one_asked, &POLICY), Action::Exit(Exit::Stopped));
         let patient = stopped(&[(0, End::Code(75), 10)]);
         assert_eq!(decide(Duration::from_secs(600), &patient, &POLICY), Action::Wait);
     }

@@ -46,6 +46,7 @@ pub(crate) struct Tools {
 /// The fields of a language model's `config.json` that a tokenizer needs.
 #[derive(Deserialize)]
 struct LmSpecials {
+    bos_token_id: Option<i64>,
     eos_token_id: i64,
 }
 
@@ -95,15 +96,26 @@ fn lm_captions(config: &Config) -> Result<LmCaptions, TrainError> {
     let specials: LmSpecials = read_json(&language.weights.join("config.json"))?;
     let path = language.weights.join(TOKENIZER_FILE);
     let tokenizer = LmTokenizer::bare(&path)?;
+    let opening = tokenizer.encode_plain(&language.opening)?;
+    let mut prompt = tokenizer.encode_plain(&language.prompt)?;
+    let model = sizes::language(config)?;
+    let (mut unscored, mut eos) = (prompt.len(), specials.eos_token_id);
+    if model.is_opt() {
+        // OPT's tokenizer opens each text by </s>; LAVIS ends captions by a newline, and scores </s> where no prompt is set.
+        prompt.splice(0..0, specials.bos_token_id);
+        unscored = if language.prompt.is_empty() { 0 } else { prompt.len() };
+        if let [newline] = tokenizer.encode_plain("\n")?[..] {
+            eos = newline;
+        }
+    }
     Ok(LmCaptions {
-        opening: tokenizer.encode_plain(&language.opening)?,
-        prompt: tokenizer.encode_plain(&language.prompt)?,
+        opening,
+        prompt,
+        unscored,
         tokenizer,
-        eos: specials.eos_token_id,
+        eos,
         max_tokens: language.max_new_tokens,
-        split: sizes::language(config)?
-            .is_encoder_decoder()
-            .then(|| language.prefix_split.unwrap_or_default()),
+        split: model.is_encoder_decoder().then(|| language.prefix_split.unwrap_or_default()),
     })
 }
 
@@ -203,4 +215,46 @@ pub(crate) fn copy_weights(
         return Ok(());
     }
     Err(TrainError::Weights { path: path.to_owned(), detail: problems.join("; ") })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+mod tests {
+    use super::*;
+
+    const TOKENIZER: &str = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "decoder": null, "added_tokens": [],
+        "pre_tokenizer": { "type": "Split", "pattern": { "Regex": "." }, "behavior": "Isolated", "invert": false },
+        "model": { "type": "WordLevel", "vocab": {"?": 0, "a": 1, "</s>": 2, "b": 3, "\n": 4}, "unk_token": "?" }
+    }"#;
+
+    /// How a model of `family` reads captions behind `prompt`.
+    fn framing(family: &str, prompt: &str) -> LmCaptions {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tokenizer.json"), TOKENIZER).unwrap();
+        let sizes = serde_json::json!({
+            "model_type": family, "vocab_size": 5, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "ffn_dim": 16, "intermediate_size": 16, "max_position_embeddings": 16, "rms_norm_eps": 1e-6,
+            "bos_token_id": 2, "eos_token_id": 2,
+        });
+        fs::write(dir.path().join("config.json"), sizes.to_string()).unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/paper_vit_g_opt_2.7b.toml");
+        let sets = [
+            format!("model.language.weights={}", dir.path().display()),
+            format!("model.language.prompt=\"{prompt}\""),
+            "model.language.hidden_size=8".to_owned(),
+        ];
+        lm_captions(&Config::read(&path, &sets).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn opt_reads_captions_as_lavis_frames_them() {
+        let bare = framing("opt", "");
+        assert_eq!((bare.prompt.as_slice(), bare.unscored, bare.eos), (&[2][..], 0, 4));
+        let asked = framing("opt", "ab");
+        assert_eq!((asked.prompt.as_slice(), asked.unscored, asked.eos), (&[2, 1, 3][..], 3, 4));
+        let llama = framing("llama", "ab");
+        assert_eq!((llama.prompt.as_slice(), llama.unscored, llama.eos), (&[1, 3][..], 2, 2));
+    }
 }

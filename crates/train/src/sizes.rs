@@ -43,7 +43,10 @@ pub(crate) fn bert(config: &Config) -> Result<BertSizes, TrainError> {
 }
 
 /// The sizes in a BERT's `config.json`, which holds much else.
-fn bert_file(path: &Path) -> Result<BertSizes, TrainError> {
+///
+/// # Errors
+/// [`TrainError::Read`] or [`TrainError::Weights`] naming the file.
+pub(crate) fn bert_file(path: &Path) -> Result<BertSizes, TrainError> {
     let mut all: serde_json::Map<String, serde_json::Value> = read_json(path)?;
     all.retain(|key, _| BertSizes::KEYS.contains(&key.as_str()));
     serde_json::from_value(all.into())

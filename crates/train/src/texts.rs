@@ -40,6 +40,8 @@ pub struct LmCaptions {
     pub opening: Vec<i64>,
     /// Ids of the prompt, between image and caption; may be empty.
     pub prompt: Vec<i64>,
+    /// So many of them carry no loss.
+    pub unscored: usize,
     /// Ends every caption.
     pub eos: i64,
     /// Longest caption, or part of one, in tokens, the end included.
@@ -92,7 +94,7 @@ impl LmCaptions {
             Ok(self.prompt.iter().copied().chain(ids).collect())
         };
         let rows = texts.iter().map(row).collect::<Result<Vec<_>, _>>()?;
-        Ok(LmText::padded(&rows, self.prompt.len(), self.eos))
+        Ok(LmText::padded(&rows, self.unscored, self.eos))
     }
 
     /// Prompt and first part for the encoder, second part for the decoder; both have their end, cut or not (LAVIS's
@@ -165,7 +167,7 @@ mod tests {
         let path = dir.path().join("tokenizer.json");
         std::fs::write(&path, TOKENIZER).expect("a file");
         let tokenizer = LmTokenizer::bare(&path).expect("a tokenizer");
-        LmCaptions { tokenizer, opening: vec![], prompt: vec![4], eos: 0, max_tokens: 3, split }
+        LmCaptions { tokenizer, opening: vec![], prompt: vec![4], unscored: 1, eos: 0, max_tokens: 3, split }
     }
 
     fn tokenised(captions: &LmCaptions, texts: &[&str], position: u64) -> LmText {

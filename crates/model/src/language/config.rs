@@ -134,6 +134,12 @@ impl LanguageConfig {
     pub fn is_encoder_decoder(&self) -> bool {
         matches!(self, Self::T5(_))
     }
+
+    /// Whether the model is an OPT, whose texts begin with `</s>` and, after LAVIS, end with a newline.
+    #[must_use]
+    pub fn is_opt(&self) -> bool {
+        matches!(self, Self::Opt(_))
+    }
 }
 
 impl OptConfig {

@@ -368,7 +368,7 @@ fn bert_sizes(qformer: &config::QformerConfig, folder: &Path) -> Result<config::
     let path = folder.join("config.json");
     match qformer.bert {
         Some(given) if !path.exists() => Ok(given),
-        _ => read_json(&path),
+        _ => crate::sizes::bert_file(&path),
     }
 }
 
