@@ -16,7 +16,7 @@ mod weights;
 
 pub use chaos::{Chaos, Scenario, Trial};
 pub use course::{Course, course, records};
-pub use pictures::{Picture, SHAPES, pictures, write_shard};
+pub use pictures::{Picture, pictures, write_shard};
 pub use process::{Ended, Launch, Running, blip2};
 
 use std::fs;
