@@ -96,34 +96,38 @@ fn resident() -> i64 {
 
 /// What a forward pass keeps for the backward pass: kept as it is, and with layers that are computed again.
 fn kept_bytes(config: &Value) -> (i64, i64) {
+    // Each thread has memory of its own.
+    tch::set_num_threads(1);
     let config = LanguageConfig::from_hf_json(&config.to_string()).unwrap();
     let model = LanguageModel::new(&config, &mut Weights::random(), Kind::Float, Device::Cpu);
-    let input = input(model.hidden_size(), [16, 48, 40]);
-    let grown = |model: &LanguageModel| {
+    let [small, input] = [[1, 2, 4], [8, 48, 40]].map(|sizes| input(model.hidden_size(), sizes));
+    let grown = |model: &LanguageModel, input: &Input| {
         let before = input.before.copy().set_requires_grad(true);
         let empty = resident();
-        let loss = loss(model, &input, &before);
+        let loss = loss(model, input, &before);
         let grown = resident() - empty;
         loss.backward();
         assert!(before.grad().abs().max().double_value(&[]) > 0.0);
         grown
     };
-    // What frees little comes first: memory that was freed is used again, and would hide what the other keeps.
+    // What the libraries allocate once for themselves is not counted. What frees little comes first: memory that was freed is
+    // used again, and would hide what the other keeps.
+    grown(&model, &small);
     let model = model.with_gradient_checkpointing(true);
-    let again = grown(&model);
-    (grown(&model.with_gradient_checkpointing(false)), again)
+    let again = grown(&model, &input);
+    (grown(&model.with_gradient_checkpointing(false), &input), again)
 }
 
 fn assert_saves(config: &Value) {
     let (kept, again) = kept_bytes(config);
     println!("{}: {kept} bytes kept, {again} with recomputation", config["model_type"]);
-    assert!(kept > 50 << 20 && 3 * again < kept, "{kept} bytes kept, {again} with recomputation");
+    assert!(kept > 30 << 20 && 3 * again < kept, "{kept} bytes kept, {again} with recomputation");
 }
 
 #[test]
 fn a_recomputed_opt_keeps_a_fraction() {
     assert_saves(&json!({
-        "model_type": "opt", "vocab_size": WORDS, "hidden_size": 256, "num_hidden_layers": 12, "ffn_dim": 1024,
+        "model_type": "opt", "vocab_size": WORDS, "hidden_size": 128, "num_hidden_layers": 24, "ffn_dim": 512,
         "num_attention_heads": 4, "max_position_embeddings": 128,
     }));
 }
@@ -131,15 +135,15 @@ fn a_recomputed_opt_keeps_a_fraction() {
 #[test]
 fn a_recomputed_llama_keeps_a_fraction() {
     assert_saves(&json!({
-        "model_type": "llama", "vocab_size": WORDS, "hidden_size": 256, "num_hidden_layers": 12,
-        "intermediate_size": 768, "num_attention_heads": 4, "tie_word_embeddings": true,
+        "model_type": "llama", "vocab_size": WORDS, "hidden_size": 128, "num_hidden_layers": 24,
+        "intermediate_size": 384, "num_attention_heads": 4, "tie_word_embeddings": true,
     }));
 }
 
 #[test]
 fn a_recomputed_t5_keeps_a_fraction() {
     assert_saves(&json!({
-        "model_type": "t5", "vocab_size": WORDS, "d_model": 256, "d_kv": 64, "d_ff": 768, "num_layers": 8,
+        "model_type": "t5", "vocab_size": WORDS, "d_model": 128, "d_kv": 32, "d_ff": 384, "num_layers": 16,
         "num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false,
     }));
 }

@@ -134,7 +134,7 @@ fn optim_rules(table: &str, optim: &OptimConfig) -> Vec<Rule> {
     let not_negative = |value: f64| value >= 0.0 && value.is_finite();
     let decay = |beta: f64| (0.0..1.0).contains(&beta);
     let rules = [
-        (optim.peak_lr > 0.0 && optim.peak_lr.is_finite(), "peak_lr must be above 0"),
+        (not_negative(optim.peak_lr), "peak_lr must be 0 or more"),
         (optim.min_lr >= 0.0 && optim.min_lr <= optim.peak_lr, "min_lr must be 0 to peak_lr"),
         (not_negative(optim.weight_decay), "weight_decay must be 0 or more"),
         (decay(optim.betas.0) && decay(optim.betas.1), "betas must each be 0 or more and less than 1"),

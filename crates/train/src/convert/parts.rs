@@ -91,7 +91,7 @@ pub(super) fn hugging_face(source: &Source<'_>) -> Result<Parts, TrainError> {
     whole(source, planned, &frozen, ("vision_model.", false), &called, &mut parts)?;
     if bridge::stage(&parts.components["bridge"].planned) == StageKind::One {
         parts.notes.push(
-            "a Hugging Face file has neither the temperature nor the LM head of stage 1: stage 1 cannot go on from it"
+            "a Hugging Face file has neither the temperature nor the LM head of stage 1: a stage 1 that starts from it has fresh ones"
                 .to_owned(),
         );
     }

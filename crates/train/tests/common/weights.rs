@@ -51,9 +51,13 @@ impl Drawn {
     }
 
     fn random(&mut self, name: &str, shape: &[usize]) {
+        self.random_up_to(0.2, name, shape);
+    }
+
+    fn random_up_to(&mut self, limit: f64, name: &str, shape: &[usize]) {
         let mut rng = Rng::new(self.model, Stream::Init, &[self.tensors.len() as u64]);
         let values: Vec<f32> =
-            (0..shape.iter().product()).map(|_| rng.uniform_in(-0.2, 0.2) as f32).collect();
+            (0..shape.iter().product()).map(|_| rng.uniform_in(-limit, limit) as f32).collect();
         self.tensors.insert(name.to_owned(), HostTensor::from_f32(shape, &values).unwrap());
     }
 
@@ -151,7 +155,8 @@ fn llama_config() -> serde_json::Value {
 fn t5() -> TensorMap {
     let mut drawn = Drawn::new(4);
     drawn.random("shared.weight", &[T5_SPECIAL.len() + words().len(), WIDTH]);
-    drawn.random("lm_head.weight", &[T5_SPECIAL.len() + words().len(), WIDTH]);
+    // Behind the last norm states are of one size: a small head could not tell words apart, whatever is learnt.
+    drawn.random_up_to(1.0, "lm_head.weight", &[T5_SPECIAL.len() + words().len(), WIDTH]);
     for (stack, branches) in
         [("encoder", &["SelfAttention"][..]), ("decoder", &["SelfAttention", "EncDecAttention"])]
     {
