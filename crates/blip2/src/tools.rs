@@ -156,7 +156,8 @@ pub fn inspect(args: &InspectArgs, say: &dyn Fn(&str)) -> Result<ExitCode, Comma
 
 fn survey(args: &ShardsArgs, show: usize, say: &dyn Fn(&str)) -> Result<Survey, CommandError> {
     let index = Arc::new(
-        CacheConfig { dir: args.cache.clone(), ..CacheConfig::default() }.open(&[args.shards.clone()])?,
+        CacheConfig { dir: args.cache.clone(), ..CacheConfig::default() }
+            .open(std::slice::from_ref(&args.shards))?,
     );
     Ok(tools::survey(&index, workers(args.workers), show, say)?)
 }
