@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::batch::{Batch, Cursor};
 use crate::caption::{MAX_WORDS, TextPolicy, blip_caption};
@@ -103,7 +104,14 @@ impl Loader {
     /// The next batch. Errors end the stream: [`DataError::TooManySkipped`] names the worst shards,
     /// [`DataError::Exhausted`] says that the order has ended, [`DataError::Unreadable`] that a server gave up.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
+        self.next_batch_while(Duration::ZERO, &|| {})
+    }
+
+    /// As [`Loader::next_batch`]; while it waits, `alive` is called each second for as long as `patience`, in which a
+    /// remote shard may still come. Who is silent for longer hangs.
+    pub fn next_batch_while(&mut self, patience: Duration, alive: &dyn Fn()) -> Result<Batch, DataError> {
         let ended = || DataError::Worker { worker: "data".into(), message: "the stream has ended".into() };
+        self.batches.wait(patience, alive);
         let batch = self.batches.next().unwrap_or_else(|| Err(ended()))??;
         self.prefetch.reach(batch.cursor.position);
         self.counters.merge(&batch.counters);

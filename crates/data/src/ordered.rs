@@ -13,6 +13,8 @@ use crossbeam_channel::{Receiver, bounded};
 
 use crate::error::DataError;
 
+/// Between two signs of life.
+const SECOND: Duration = Duration::from_secs(1);
 /// How long the end of a stream waits for its threads, all together.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -60,6 +62,22 @@ impl<T: Send + 'static> Ordered<T> {
             ordered.channels.push(receiver);
         }
         Ok(ordered)
+    }
+}
+
+impl<T> Ordered<T> {
+    /// Waits for the next item for at most `patience`, and calls `alive` after each second without one.
+    pub(crate) fn wait(&self, patience: Duration, alive: &dyn Fn()) {
+        let start = Instant::now();
+        let channel = &self.channels[self.next % self.channels.len()];
+        while channel.is_empty() && !self.ended && start.elapsed() < patience {
+            let mut one = crossbeam_channel::Select::new();
+            one.recv(channel);
+            match one.ready_timeout(SECOND) {
+                Ok(_) => return,
+                Err(_) => alive(),
+            }
+        }
     }
 }
 
@@ -151,6 +169,28 @@ mod tests {
         let started = Instant::now();
         drop(items);
         assert!(started.elapsed() < GRACE + Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn who_waits_says_so_each_second_until_its_patience_ends() {
+        let mut items = Ordered::start("test", 1, 1, |number| {
+            std::thread::sleep(Duration::from_millis(2500));
+            (number == 0).then_some(number)
+        })
+        .unwrap();
+        let signs = AtomicUsize::new(0);
+        let alive = || {
+            signs.fetch_add(1, Ordering::SeqCst);
+        };
+        items.wait(SECOND, &alive);
+        assert_eq!(signs.load(Ordering::SeqCst), 1, "a second of patience");
+        items.wait(Duration::from_secs(60), &alive);
+        assert_eq!(signs.load(Ordering::SeqCst), 2, "the item comes after two and a half");
+        assert_eq!(items.next().unwrap().unwrap(), 0);
+        let started = Instant::now();
+        drop(items.next());
+        items.wait(Duration::from_secs(60), &alive);
+        assert!(started.elapsed() < Duration::from_secs(10), "behind the end there is nothing to wait for");
     }
 
     #[test]

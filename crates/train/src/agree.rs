@@ -13,6 +13,16 @@ pub(crate) fn same(group: &dyn ProcessGroup, own: &[i64]) -> Result<bool, CommEr
     Ok(all.chunks(own.len()).all(|one| one == own))
 }
 
+/// True on every rank where `own` is true on all of them.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn all(group: &dyn ProcessGroup, own: bool) -> Result<bool, CommError> {
+    let mut against = Tensor::from_slice(&[f32::from(u8::from(!own))]).to_device(group.device());
+    group.all_reduce_sum(&mut against)?;
+    Ok(against.double_value(&[0]) == 0.0)
+}
+
 /// As [`same`], for a name of any length.
 ///
 /// # Errors

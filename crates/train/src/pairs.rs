@@ -42,14 +42,20 @@ pub enum PairSource<'a> {
 }
 
 impl PairSource<'_> {
-    /// The micro-batches of the step that `state` stands before.
+    /// The micro-batches of the step that `state` stands before. `alive` is called now and then while a stream waits for
+    /// a server that has yet to use up its time.
     ///
     /// # Errors
     /// [`TrainError::Read`] when cached features cannot be read, [`TrainError::Data`] when a stream ends.
-    pub fn next_step(&mut self, plan: &StagePlan, state: &TrainState) -> Result<Vec<MicroBatch>, TrainError> {
+    pub fn next_step(
+        &mut self,
+        plan: &StagePlan,
+        state: &TrainState,
+        alive: &dyn Fn(),
+    ) -> Result<Vec<MicroBatch>, TrainError> {
         match self {
             Self::Cached(cached) => cached.next_step(plan, state),
-            Self::Streamed(streamed) => streamed.next_step(plan, state),
+            Self::Streamed(streamed) => streamed.next_step(plan, state, alive),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Pairs out of shards whose pictures are too many to keep features of: decoded ahead by threads, encoded in each step.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use collectives::ProcessGroup;
 use data::{Batch, Counters, Drawn, Index, Loader, LoaderSpec, Order, TextPolicy};
@@ -29,6 +30,8 @@ pub struct Streamed<'a> {
     index: Arc<Index>,
     encoder: &'a Encoder,
     draws: Draws<'a>,
+    /// How long the loader may wait for one shard.
+    patience: Duration,
     /// What this rank left out in the last step.
     pub left_out: Counters,
 }
@@ -79,7 +82,8 @@ impl StreamedSet {
         };
         let (loader, index) = (Loader::start(spec)?, Arc::clone(&self.index));
         let left_out = Counters::default();
-        Ok(Streamed { loader, order, index, encoder: &self.encoder, draws, left_out })
+        let patience = Duration::from_secs(config.source.cache.shard_deadline_seconds);
+        Ok(Streamed { loader, order, index, encoder: &self.encoder, draws, patience, left_out })
     }
 
     fn order(&self, config: &DataConfig, seed: u64, plan: &StagePlan) -> Result<Order, TrainError> {
@@ -100,16 +104,22 @@ impl StreamedSet {
 }
 
 impl Streamed<'_> {
-    /// The micro-batches of the step that `state` stands before, which the stream has come to.
+    /// The micro-batches of the step that `state` stands before, which the stream has come to; see [`Loader::next_batch_while`]
+    /// for `alive`.
     ///
     /// # Errors
     /// [`TrainError::Data`] when a shard cannot be had, or a set holds no good sample.
-    pub fn next_step(&mut self, plan: &StagePlan, state: &TrainState) -> Result<Vec<MicroBatch>, TrainError> {
+    pub fn next_step(
+        &mut self,
+        plan: &StagePlan,
+        state: &TrainState,
+        alive: &dyn Fn(),
+    ) -> Result<Vec<MicroBatch>, TrainError> {
         let mut micro_batches = Vec::with_capacity(plan.grad_accum_steps);
         self.left_out = Counters::default();
         while micro_batches.len() < plan.grad_accum_steps {
             // A rank's share of a contrast batch, which may go through the model in parts.
-            let batch = self.loader.next_batch()?;
+            let batch = self.loader.next_batch_while(self.patience, alive)?;
             self.left_out.merge(&batch.counters);
             let pixels = pixels(&batch);
             let count = batch.texts.len() / plan.contrast_parts;

@@ -11,7 +11,7 @@ use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
 use tch::{Kind, Tensor};
 
-use crate::agree::gather_bytes;
+use crate::agree::{all, gather_bytes};
 use crate::checkpoints::{self, Checkpoints};
 use crate::error::TrainError;
 use crate::optim::{AdamW, clip};
@@ -87,8 +87,10 @@ impl Trainer<'_> {
         }
         while self.state.step < self.plan.steps {
             let started = Instant::now();
-            self.session.progress.write(WorkerPhase::Data, self.state.step);
-            let micro_batches = self.pairs.next_step(self.plan, &self.state)?;
+            let (progress, step) = (&self.session.progress, self.state.step);
+            progress.write(WorkerPhase::Data, step);
+            let alive = || progress.write(WorkerPhase::Data, step);
+            let micro_batches = self.pairs.next_step(self.plan, &self.state, &alive)?;
             let data_wait_seconds = started.elapsed().as_secs_f64();
             let report = self.step(&micro_batches)?;
             let step_seconds = started.elapsed().as_secs_f64();
@@ -301,17 +303,7 @@ impl Trainer<'_> {
             self.optimizer.update_average();
         }
         let warning = if is_last || stop || improved.is_some() {
-            let before = self.state.best;
-            self.state.best = improved.or(before);
-            match self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved.is_some()) {
-                Err(error) if is_last || stop => return Err(error),
-                Err(error) => {
-                    // A best step that is not on the disk must not keep a lesser one from getting there.
-                    self.state.best = before;
-                    Some(checkpoints::not_written(&error))
-                }
-                Ok(()) => None,
-            }
+            self.save_now(improved, is_last || stop)?
         } else if self.is_good() && self.state.step.is_multiple_of(self.plan.checkpoint_every_steps) {
             self.checkpoints.submit(&self.state, &self.stage, &self.optimizer)
         } else {
@@ -321,5 +313,21 @@ impl Trainer<'_> {
             self.session.metrics.warn(warning);
         }
         Ok(())
+    }
+
+    /// Saves before training goes on. All ranks wait for the one that writes, in a phase that leaves a disk its time, and
+    /// learn whether it could. Returns what a person should know.
+    fn save_now(&mut self, improved: Option<Best>, needed: bool) -> Result<Option<String>, TrainError> {
+        let before = self.state.best;
+        self.state.best = improved.or(before);
+        let saved = self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved.is_some());
+        if !all(self.session.group.as_ref(), saved.is_ok())? {
+            // A best step that is not on the disk must not keep a lesser one from getting there.
+            self.state.best = before;
+        }
+        match saved {
+            Err(error) if needed => Err(error),
+            saved => Ok(saved.err().map(|error| checkpoints::not_written(&error))),
+        }
     }
 }
