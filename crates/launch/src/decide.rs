@@ -92,8 +92,10 @@ pub(crate) fn decide(now: Duration, fleet: &Fleet, policy: &Policy) -> Action {
 
 fn grace(exit: Exit, policy: &Policy) -> Duration {
     match exit {
-        Exit::Config | Exit::Busy => policy.short_grace,
-        Exit::Done | Exit::Unavailable | Exit::Stopped | Exit::GiveUp => policy.grace,
+        // `Stopped`: killed by the signal before its handlers stood, so before the workers met. The others wait for it
+        // in the rendezvous and have done nothing yet.
+        Exit::Config | Exit::Busy | Exit::Stopped => policy.short_grace,
+        Exit::Done | Exit::Unavailable | Exit::GiveUp => policy.grace,
     }
 }
 
@@ -223,6 +225,16 @@ mod tests {
         let mut fleet = pair(&[(0, End::Code(78), 0)]);
         fleet.told_to_end = Some(ms(100));
         assert_eq!(decide(ms(1100), &fleet, &POLICY), Action::Kill);
+    }
+
+    #[test]
+    fn workers_that_wait_for_one_stopped_before_they_met_are_given_little_time() {
+        let mut fleet = pair(&[(1, End::Signal(SIGTERM), 0)]);
+        (fleet.stop, fleet.told_to_end) = (Some(SIGTERM), Some(ms(100)));
+        assert_eq!(decide(ms(1099), &fleet, &POLICY), Action::Wait);
+        assert_eq!(decide(ms(1100), &fleet, &POLICY), Action::Kill);
+        fleet.ended.push(Ended { rank: 0, end: End::Signal(SIGKILL), at: ms(1101) });
+        assert_eq!(decide(ms(1102), &fleet, &POLICY), Action::Exit(Exit::Stopped));
     }
 
     #[test]
