@@ -68,6 +68,7 @@ pub fn loader(args: &LoaderArgs, say: &dyn Fn(&str)) -> Result<ExitCode, Command
         dir: cache.join("bench"),
         seconds: args.seconds,
         peer: args.peer.then(|| bench::peer_python(&cache)),
+        core: launch::pin_to_core(0),
     };
     let report = bench::bench_loader(&options, say)?;
     print(&report);

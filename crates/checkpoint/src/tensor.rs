@@ -161,26 +161,6 @@ impl HostTensor {
         }
     }
 
-    /// The elements as 64-bit integers.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Tensor`] for a floating-point tensor.
-    pub fn to_i64_vec(&self) -> Result<Vec<i64>, CheckpointError> {
-        let bytes = self.bytes.as_slice();
-        Ok(match self.dtype {
-            Dtype::I64 => elements(bytes, i64::from_le_bytes),
-            Dtype::I32 => elements(bytes, |b| i64::from(i32::from_le_bytes(b))),
-            Dtype::I16 => elements(bytes, |b| i64::from(i16::from_le_bytes(b))),
-            Dtype::I8 => elements(bytes, |b| i64::from(i8::from_le_bytes(b))),
-            Dtype::U8 => elements(bytes, |b: [u8; 1]| i64::from(b[0])),
-            Dtype::Bool => elements(bytes, |b: [u8; 1]| i64::from(b[0] != 0)),
-            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
-                let reason = format!("{} asked for as integers", self.dtype.name());
-                return Err(CheckpointError::Tensor { name: String::new(), reason });
-            }
-        })
-    }
-
     /// The same values as another floating-point type, through f32 (round to nearest even).
     ///
     /// # Errors
@@ -231,12 +211,5 @@ mod tests {
         assert!(HostTensor::new(Dtype::F32, vec![usize::MAX, usize::MAX], Vec::new()).is_err());
         assert!(HostTensor::zeros(Dtype::U8, &[usize::MAX]).is_err());
         assert_eq!(HostTensor::from_f32(&[], &[7.0]).unwrap().numel(), 1);
-    }
-
-    #[test]
-    fn integers_are_not_floats() {
-        let t = HostTensor::from_i64(&[2], &[-3, 1 << 40]).unwrap();
-        assert_eq!(t.to_i64_vec().unwrap(), [-3, 1 << 40]);
-        assert!(HostTensor::from_f32(&[1], &[1.0]).unwrap().to_i64_vec().is_err());
     }
 }

@@ -62,11 +62,6 @@ impl Writer {
         before
     }
 
-    /// The outcome of the last save if it is known by now; never waits.
-    pub fn poll(&mut self) -> Option<Result<Saved, CheckpointError>> {
-        if self.is_idle() { self.finish() } else { None }
-    }
-
     /// Waits for the save in flight and returns its outcome; `None` when nothing was in flight.
     pub fn finish(&mut self) -> Option<Result<Saved, CheckpointError>> {
         let handle = self.in_flight.take()?;

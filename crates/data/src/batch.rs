@@ -1,7 +1,6 @@
 //! One rank's part of one global batch on the host, and the place to resume from once it has been used.
 
 use crate::counters::Counters;
-use crate::tokenizer::TextBatch;
 
 /// A place in the stream: how many samples, over all epochs and ranks, lie before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Deserialize, serde::Serialize)]
@@ -17,9 +16,7 @@ pub struct Batch {
     pub pixels: Option<Vec<f32>>,
     /// S of `pixels`.
     pub image_size: usize,
-    /// `[B, T]` ids and mask; `None` when no tokenizer was given.
-    pub tokens: Option<TextBatch>,
-    /// The texts behind `tokens`: drawn by the policy, then processed.
+    /// Drawn by the policy, then processed.
     pub texts: Vec<String>,
     /// Names of the samples.
     pub keys: Vec<String>,
@@ -29,8 +26,6 @@ pub struct Batch {
     pub drawn: Vec<usize>,
     /// Epoch of each sample.
     pub epochs: Vec<u64>,
-    /// View of each sample: what its random operations, or its cached features, are named by.
-    pub views: Vec<u64>,
     /// What was skipped while this batch was made.
     pub counters: Counters,
     /// The stream position *after* the batches of all ranks.

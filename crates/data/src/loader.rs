@@ -5,7 +5,6 @@
 //! good one of its set: which one that is depends on the sample alone, so it is the same at any world size, and
 //! every rank keeps its batch size.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +12,15 @@ use std::time::Duration;
 use crate::batch::{Batch, Cursor};
 use crate::caption::{MAX_WORDS, TextPolicy, blip_caption};
 use crate::counters::Counters;
-use crate::decode::decode;
 use crate::error::{DataError, SampleError};
 use crate::index::Index;
 use crate::order::{Order, SampleRef, rank_slice};
 use crate::ordered::Ordered;
 use crate::prefetch::Prefetch;
-use crate::rng::{Rng, Stream};
-use crate::tokenizer::Tokenizer;
-use crate::transform::{Pixels, Transform};
+use crate::transform::Transform;
 
 /// Finished batches that each thread may hold.
 const BATCHES_AHEAD: usize = 2;
-/// Finished views that each thread of [`decode_all`] may hold.
-const VIEWS_AHEAD: usize = 8;
 /// So many bad samples in a row, or a whole round of the set, mean that no good one is left.
 const MAX_REPLACEMENTS: usize = 10_000;
 
@@ -41,20 +35,12 @@ pub struct LoaderSpec {
     pub seed: u64,
     /// How pictures become pixels; `None` leaves them alone (the caller has cached features).
     pub transform: Option<Arc<Transform>>,
-    /// Each sample shows one of this many views, drawn anew each epoch; `None`: a view of its own each epoch.
-    pub num_views: Option<u64>,
     /// Which text a sample shows.
     pub text: TextPolicy,
     /// Of a list of captions, only the first so many are drawn from (2 for BLIP-2's CapFilt lists); `None`: all.
     pub first_captions: Option<usize>,
     /// Words kept of a text.
     pub max_words: usize,
-    /// Makes `Batch::tokens`; `None` leaves the texts alone.
-    pub tokenizer: Option<Tokenizer>,
-    /// Tokens a row.
-    pub max_text_len: usize,
-    /// Samples known to be bad (a feature cache found them): replaced without being read or counted.
-    pub unusable: Arc<BTreeSet<usize>>,
     /// Our rank, below `world_size`.
     pub rank: usize,
     /// Ranks that read this stream together.
@@ -134,13 +120,9 @@ impl LoaderSpec {
             order,
             seed,
             transform: None,
-            num_views: None,
             text: TextPolicy::Label,
             first_captions: None,
             max_words: MAX_WORDS,
-            tokenizer: None,
-            max_text_len: 0,
-            unusable: Arc::default(),
             rank: 0,
             world_size: 1,
             global_batch: 1,
@@ -161,7 +143,6 @@ impl LoaderSpec {
                 "global_batch",
                 "must hold a sample for each rank; make it larger or start fewer ranks",
             ),
-            (self.num_views != Some(0), "num_views", "must not be 0"),
             (self.first_captions != Some(0), "first_captions", "must not be 0"),
             (
                 self.order.num_samples() == self.index.len(),
@@ -196,9 +177,6 @@ impl LoaderSpec {
         for place in self.order.slice(first + ours.start as u64, ours.len()) {
             self.add_sample(place, &mut batch)?;
         }
-        if let Some(tokenizer) = &self.tokenizer {
-            batch.tokens = Some(tokenizer.encode(&batch.texts, self.max_text_len)?);
-        }
         Ok(batch)
     }
 
@@ -207,20 +185,16 @@ impl LoaderSpec {
         let set = self.order.neighbours(place.index);
         for step in 0..set.len().min(MAX_REPLACEMENTS) {
             let sample = set.start + (place.index - set.start + step) % set.len();
-            if self.unusable.contains(&sample) {
-                continue;
-            }
             batch.counters.seen += u64::from(step == 0);
             // A shard that cannot be had is no bad sample: other ranks may have it, and would see other batches.
             let file = self.index.open_shard(self.index.entries()[sample].shard)?;
             match self.example(&file, sample, place.epoch, batch.pixels.as_mut()) {
-                Ok((text, view)) => {
+                Ok(text) => {
                     batch.texts.push(text);
                     batch.keys.push(self.index.entries()[sample].key.to_string());
                     batch.samples.push(sample);
                     batch.drawn.push(place.index);
                     batch.epochs.push(place.epoch);
-                    batch.views.push(view);
                     return Ok(());
                 }
                 Err(error) if step == 0 => batch.counters.add_error(&error),
@@ -231,79 +205,23 @@ impl LoaderSpec {
         Err(batch.counters.too_many(self.max_skipped_ratio))
     }
 
-    /// Text and view of one sample in one epoch; its pixels are appended to `pixels`.
+    /// Text of one sample in one epoch; the pixels of that epoch's view are appended to `pixels`.
     fn example(
         &self,
         file: &File,
         sample: usize,
         epoch: u64,
         pixels: Option<&mut Vec<f32>>,
-    ) -> Result<(String, u64), SampleError> {
+    ) -> Result<String, SampleError> {
         let mut captions = self.index.read_captions_in(file, sample)?;
         captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));
         let text = blip_caption(&self.text.draw(&captions, self.seed, sample as u64, epoch), self.max_words);
-        let view = self.num_views.map_or(epoch, |num_views| {
-            Rng::new(self.seed, Stream::View, &[sample as u64, epoch]).below(num_views)
-        });
         if let (Some(transform), Some(pixels)) = (&self.transform, pixels) {
             let image = self.index.read_image_in(file, sample)?;
             transform
-                .train_file(&image, self.seed, sample as u64, view, pixels)
+                .train_file(&image, self.seed, sample as u64, epoch, pixels)
                 .map_err(|reason| self.index.sample_error(sample, reason))?;
         }
-        Ok((text, view))
+        Ok(text)
     }
-}
-
-/// How a picture is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum View {
-    /// As evaluation sees it.
-    Eval,
-    /// The training view of this number.
-    Train(u64),
-}
-
-/// One view of one sample, or why there is none.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SampleView {
-    /// Place of the sample in the index.
-    pub sample: usize,
-    /// How it is shown.
-    pub view: View,
-    /// The pixels, or the sample's error (once per view).
-    pub pixels: Result<Pixels, SampleError>,
-}
-
-/// Decodes `samples` on `workers` threads; yields each of `views` of each sample, in order.
-///
-/// A picture is decoded once for all its views. The outer error is a thread that panicked; it ends the stream.
-pub fn decode_all(
-    index: Arc<Index>,
-    transform: Arc<Transform>,
-    samples: Vec<usize>,
-    views: Vec<View>,
-    workers: usize,
-    seed: u64,
-) -> Result<impl Iterator<Item = Result<SampleView, DataError>>, DataError> {
-    let make = move |number: u64| {
-        let sample = *samples.get(usize::try_from(number).ok()?)?;
-        let decoded = index.read_image(sample).and_then(|image| {
-            decode(&image, &transform.decode_options()).map_err(|reason| index.sample_error(sample, reason))
-        });
-        let show = |&view: &View| {
-            let pixels = match (&decoded, view) {
-                (Err(error), _) => Err(error.clone()),
-                (Ok(decoded), View::Eval) => Ok(transform.eval(decoded)),
-                (Ok(decoded), View::Train(view)) => Ok(transform.train(decoded, seed, sample as u64, view)),
-            };
-            SampleView { sample, view, pixels }
-        };
-        Some(views.iter().map(show).collect::<Vec<_>>())
-    };
-    let groups = Ordered::start("decode", workers, VIEWS_AHEAD, make)?;
-    Ok(groups.flat_map(|group| match group {
-        Ok(views) => views.into_iter().map(Ok).collect::<Vec<_>>(),
-        Err(error) => vec![Err(error)],
-    }))
 }

@@ -86,7 +86,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");
         std::fs::write(&path, LETTERS).unwrap();
-        LmTokenizer::bare(&path).unwrap()
+        LmTokenizer::from_file(&path).unwrap()
     }
 
     fn rng(position: u64) -> Rng {

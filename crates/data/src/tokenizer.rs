@@ -1,7 +1,6 @@
 //! Texts become token ids: BERT's WordPiece for the Q-Former, a `tokenizer.json` for language models.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use tokenizers::models::wordpiece;
 use tokenizers::normalizers::BertNormalizer;
@@ -38,25 +37,6 @@ impl TextBatch {
 
     fn tight(texts: &[Vec<i64>], pad_id: i64) -> Self {
         Self::new(texts, texts.iter().map(Vec::len).max().unwrap_or(0), pad_id)
-    }
-}
-
-/// The tokenizers a loader can use.
-#[derive(Debug, Clone)]
-pub enum Tokenizer {
-    /// The Q-Former's.
-    WordPiece(Arc<WordPiece>),
-    /// A language model's.
-    Lm(Arc<LmTokenizer>),
-}
-
-impl Tokenizer {
-    /// Ids of `texts`, each cut to `max_len` tokens and padded to exactly that.
-    pub fn encode(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
-        match self {
-            Self::WordPiece(tokenizer) => tokenizer.encode(texts, max_len),
-            Self::Lm(tokenizer) => tokenizer.encode(texts, max_len),
-        }
     }
 }
 
@@ -190,105 +170,26 @@ fn close_spaces(text: &str) -> String {
     CLOSED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// How texts are framed for a language model; tokens are named as in its `tokenizer.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LmFraming {
-    /// Put before each text (OPT: `</s>`).
-    pub bos: Option<String>,
-    /// Put behind each text; kept when the text is cut.
-    pub eos: Option<String>,
-    /// Fills the rows.
-    pub pad: String,
-    /// Added to each text before it becomes tokens (OPT: a newline, which ends a caption); cut with the text.
-    pub suffix: String,
-}
-
 /// A language model's tokenizer, from its `tokenizer.json`.
 #[derive(Debug, Clone)]
 pub struct LmTokenizer {
     inner: Inner,
     path: String,
-    suffix: String,
-    bos: Option<i64>,
-    eos: Option<i64>,
-    pad: i64,
 }
 
 impl LmTokenizer {
-    /// Reads a `tokenizer.json`. Its own post-processor is not used: `framing` says what surrounds a text.
-    pub fn from_file(path: &Path, framing: &LmFraming) -> Result<Self, DataError> {
+    /// Reads a `tokenizer.json`. Its own post-processor is not used: the caller frames texts.
+    pub fn from_file(path: &Path) -> Result<Self, DataError> {
         let name = path.display().to_string();
-        let problem = |problem: String| DataError::Tokenizer { path: name.clone(), problem };
-        let inner = Inner::from_file(path).map_err(|error| problem(error.to_string()))?;
-        let id = |token: &String| {
-            let found = inner.token_to_id(token).map(i64::from);
-            found.ok_or_else(|| problem(format!("there is no token {token:?}")))
-        };
-        let (bos, eos) =
-            (framing.bos.as_ref().map(id).transpose()?, framing.eos.as_ref().map(id).transpose()?);
-        let pad = id(&framing.pad)?;
-        Ok(Self { path: name.clone(), suffix: framing.suffix.clone(), bos, eos, pad, inner })
-    }
-
-    /// Reads a `tokenizer.json` for a caller that frames and pads its rows itself, by [`LmTokenizer::encode_plain`].
-    pub fn bare(path: &Path) -> Result<Self, DataError> {
-        let name = path.display().to_string();
-        let inner = Inner::from_file(path)
-            .map_err(|error| DataError::Tokenizer { path: name.clone(), problem: error.to_string() })?;
-        Ok(Self { inner, path: name, suffix: String::new(), bos: None, eos: None, pad: 0 })
-    }
-
-    /// Id that opens a text.
-    pub fn bos_id(&self) -> Option<i64> {
-        self.bos
-    }
-
-    /// Id that closes a text.
-    pub fn eos_id(&self) -> Option<i64> {
-        self.eos
-    }
-
-    /// Id that fills rows.
-    pub fn pad_id(&self) -> i64 {
-        self.pad
-    }
-
-    /// Number of ids, added tokens included.
-    pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
-    }
-
-    /// Id of a token by its exact name.
-    pub fn token_to_id(&self, token: &str) -> Option<i64> {
-        self.inner.token_to_id(token).map(i64::from)
+        match Inner::from_file(path) {
+            Ok(inner) => Ok(Self { inner, path: name }),
+            Err(error) => Err(DataError::Tokenizer { path: name, problem: error.to_string() }),
+        }
     }
 
     /// Ids of the bare text: neither framed nor cut.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<i64>, DataError> {
         encode(&self.inner, &self.path, text)
-    }
-
-    /// Framed texts, cut on the right to `max_len` (with a closing token kept), padded to exactly `max_len`.
-    pub fn encode(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
-        Ok(TextBatch::new(&self.rows(texts, max_len)?, max_len, self.pad))
-    }
-
-    /// As [`LmTokenizer::encode`], padded to the longest of these texts only.
-    pub fn encode_tight(&self, texts: &[String], max_len: usize) -> Result<TextBatch, DataError> {
-        Ok(TextBatch::tight(&self.rows(texts, max_len)?, self.pad))
-    }
-
-    fn rows(&self, texts: &[String], max_len: usize) -> Result<Vec<Vec<i64>>, DataError> {
-        let frame = usize::from(self.bos.is_some()) + usize::from(self.eos.is_some());
-        check_max_len(max_len, frame.max(1))?;
-        let row = |text: &String| {
-            let mut ids: Vec<i64> = self.bos.into_iter().collect();
-            let content = self.encode_plain(&format!("{text}{}", self.suffix))?;
-            ids.extend(content.into_iter().take(max_len - frame));
-            ids.extend(self.eos);
-            Ok(ids)
-        };
-        texts.iter().map(row).collect()
     }
 
     /// Text of `ids` without special tokens.

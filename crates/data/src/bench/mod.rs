@@ -1,6 +1,6 @@
 //! How fast the loader is, on one core, beside a Python loader on the same files.
 //!
-//! The command pins itself to one core; its threads and the peer's process inherit that. Our loader and the peer take
+//! The command has pinned itself to one core; its threads and the peer's process inherit that. Our loader and the peer take
 //! turns, so that whatever else runs on the machine meets both.
 
 mod peer;
@@ -34,6 +34,8 @@ pub struct BenchOptions {
     pub seconds: f64,
     /// Python of the peer's environment; `None` measures without a peer.
     pub peer: Option<PathBuf>,
+    /// The core that the caller has pinned this process to; `None` where the system refused.
+    pub core: Option<usize>,
 }
 
 /// What was measured. Rates are per second of wall time on one core, medians over turns.
@@ -98,7 +100,6 @@ pub fn bench_loader(options: &BenchOptions, say: &dyn Fn(&str)) -> Result<BenchR
     let written = |source| BenchError::Write { path: options.dir.clone(), source };
     let photos = photos::photo_shards(&options.dir, say).map_err(written)?;
     let small = photos::small_shard(&options.dir).map_err(written)?;
-    let core = pin_to_one_core();
     let index = Arc::new(Index::open(&names(&photos))?);
     let small = Index::open(&names(&[small]))?;
     let turn = Duration::from_secs_f64((options.seconds / 3.0 / ROUNDS as f64).max(0.1));
@@ -129,7 +130,7 @@ pub fn bench_loader(options: &BenchOptions, say: &dyn Fn(&str)) -> Result<BenchR
         read_only_samples_per_second,
         read_small_samples_per_second,
         jpeg_bytes,
-        core,
+        core: options.core,
     })
 }
 
@@ -219,8 +220,9 @@ fn rate(time: Duration, count: usize, mut work: impl FnMut(usize)) -> f64 {
     done as f64 / start.elapsed().as_secs_f64()
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
+/// The middle one of `values`, the mean of the middle two where there is none; `None` for no values.
+pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {
@@ -228,18 +230,6 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
         count if count % 2 == 1 => Some(values[middle]),
         _ => Some(f64::midpoint(values[middle - 1], values[middle])),
     }
-}
-
-/// This thread, and what it starts, on the last core that it may use.
-fn pin_to_one_core() -> Option<usize> {
-    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-    let this = nix::unistd::Pid::from_raw(0);
-    let allowed = sched_getaffinity(this).ok()?;
-    let core = (0..CpuSet::count()).rev().find(|&core| allowed.is_set(core).unwrap_or(false))?;
-    let mut one = CpuSet::new();
-    one.set(core).ok()?;
-    sched_setaffinity(this, &one).ok()?;
-    Some(core)
 }
 
 /// Where `python` of the peers' environment is, below the user's cache folder.
@@ -253,15 +243,15 @@ mod tests {
 
     #[test]
     fn the_median_lies_in_the_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), Some(2.0));
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), Some(2.5));
-        assert_eq!(median(std::iter::empty()), None);
+        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median([]), None);
     }
 
     #[test]
     fn the_bench_measures_and_finds_its_shards_again() {
         let dir = tempfile::tempdir().unwrap();
-        let options = BenchOptions { dir: dir.path().to_owned(), seconds: 0.1, peer: None };
+        let options = BenchOptions { dir: dir.path().to_owned(), seconds: 0.1, peer: None, core: None };
         // On a thread of its own, which alone gets pinned.
         let run =
             || std::thread::scope(|scope| scope.spawn(|| bench_loader(&options, &|_| {})).join().unwrap());
