@@ -3,6 +3,7 @@
 //! A test starts this very program once per rank, with [`RANK`] in its environment and [`rank_process`] as its test.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+mod common;
 mod counting;
 
 use std::net::{Ipv4Addr, TcpListener};
@@ -10,46 +11,18 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use collectives::{GradientDtype, ProcessGroup, ReduceOptions, SoloGroup, connect};
+use common::{WORDS, tiny_stage1};
 use counting::Counting;
 use launch::World;
-use model::{
-    ItgWeighting, NegativeWeighting, Negatives, QformerConfig, Stage1, Stage1Config, Stage1Inputs,
-    Stage1Losses, TextBranchConfig, TextInput,
-};
+use model::{ItgWeighting, Negatives, Stage1, Stage1Config, Stage1Inputs, Stage1Losses, TextInput};
 use tch::{Device, Kind, Tensor, nn};
 
 /// `SCENARIO RANK WORLD_SIZE PORT PARTS`.
 const RANK: &str = "BLIP2_TEST_RANK";
-const WORDS: i64 = 40;
 /// Pairs of all ranks: a multiple of what any test asks for.
 const PAIRS: i64 = 12;
 /// Single precision sums in another order.
 const TOLERANCE: f64 = 1e-6;
-
-fn config(weighting: ItgWeighting) -> Stage1Config {
-    Stage1Config {
-        qformer: QformerConfig {
-            hidden_size: 24,
-            num_hidden_layers: 3,
-            num_attention_heads: 4,
-            intermediate_size: 48,
-            cross_attention_freq: 2,
-            num_query_tokens: 5,
-            encoder_hidden_size: 16,
-            layer_norm_eps: 1e-12,
-            dropout: 0.0,
-            gradient_checkpointing: false,
-            text: Some(TextBranchConfig {
-                vocab_size: WORDS,
-                max_position_embeddings: 10,
-                decoder_start_id: WORDS - 1,
-            }),
-        },
-        projection_size: 8,
-        negative_weighting: NegativeWeighting::default(),
-        itg_weighting: weighting,
-    }
-}
 
 /// A model that has left its start. There all texts are nearly alike: gradients on their side are small differences of large
 /// numbers, which single precision gets right to 5e-6 (in double precision all of these tests agree to 1e-13).
@@ -58,7 +31,8 @@ fn model(weighting: ItgWeighting) -> (nn::VarStore, Stage1) {
     tch::set_num_threads(1);
     tch::manual_seed(1);
     let store = nn::VarStore::new(Device::Cpu);
-    let stage1 = Stage1::new(&store.root(), &config(weighting));
+    let config = Stage1Config { itg_weighting: weighting, ..tiny_stage1() };
+    let stage1 = Stage1::new(&store.root(), &config);
     for (_, variable) in parameters(&store).into_iter().filter(|(name, _)| name != "temperature") {
         let _ = variable.detach().g_add_(&(variable.detach().randn_like() * 0.2));
     }

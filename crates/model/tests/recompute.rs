@@ -1,38 +1,11 @@
 //! Gradient checkpointing changes memory and time, and no number.
 
+mod common;
+
 use collectives::SoloGroup;
-use model::{
-    ItgWeighting, NegativeWeighting, Negatives, QformerConfig, Stage1, Stage1Config, Stage1Inputs,
-    TextBranchConfig, TextInput,
-};
+use common::{WORDS, tiny_stage1};
+use model::{Negatives, Stage1, Stage1Inputs, TextInput};
 use tch::{Device, Kind, Tensor, nn};
-
-const WORDS: i64 = 40;
-
-fn config(gradient_checkpointing: bool) -> Stage1Config {
-    Stage1Config {
-        qformer: QformerConfig {
-            hidden_size: 24,
-            num_hidden_layers: 3,
-            num_attention_heads: 4,
-            intermediate_size: 48,
-            cross_attention_freq: 2,
-            num_query_tokens: 5,
-            encoder_hidden_size: 16,
-            layer_norm_eps: 1e-12,
-            dropout: 0.2,
-            gradient_checkpointing,
-            text: Some(TextBranchConfig {
-                vocab_size: WORDS,
-                max_position_embeddings: 10,
-                decoder_start_id: WORDS - 1,
-            }),
-        },
-        projection_size: 8,
-        negative_weighting: NegativeWeighting::default(),
-        itg_weighting: ItgWeighting::GlobalTokens,
-    }
-}
 
 fn inputs() -> Stage1Inputs {
     tch::manual_seed(2);
@@ -52,7 +25,10 @@ fn inputs() -> Stage1Inputs {
 fn step(gradient_checkpointing: bool, dtype: Option<Kind>) -> Vec<(String, Tensor)> {
     tch::manual_seed(1);
     let store = nn::VarStore::new(Device::Cpu);
-    let stage1 = Stage1::new(&store.root(), &config(gradient_checkpointing));
+    let mut config = tiny_stage1();
+    config.qformer.dropout = 0.2;
+    config.qformer.gradient_checkpointing = gradient_checkpointing;
+    let stage1 = Stage1::new(&store.root(), &config);
     let inputs = inputs();
     tch::manual_seed(3);
     let losses = torch_bridge::autocast(Device::Cpu, dtype, || {

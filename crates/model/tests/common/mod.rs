@@ -10,9 +10,38 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::{Dtype, HostTensor};
 use model::language::{GenerateOptions, KvCache, LanguageModel, generate};
+use model::{ItgWeighting, NegativeWeighting, QformerConfig, Stage1Config, TextBranchConfig};
 use tch::{Kind, Tensor};
 
 pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Words of [`tiny_stage1`].
+pub const WORDS: i64 = 40;
+
+/// Stage 1 of 3 narrow layers, for images of 16 numbers a token; no dropout.
+pub fn tiny_stage1() -> Stage1Config {
+    let text =
+        TextBranchConfig { vocab_size: WORDS, max_position_embeddings: 10, decoder_start_id: WORDS - 1 };
+    let qformer = QformerConfig {
+        hidden_size: 24,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        intermediate_size: 48,
+        cross_attention_freq: 2,
+        num_query_tokens: 5,
+        encoder_hidden_size: 16,
+        layer_norm_eps: 1e-12,
+        dropout: 0.0,
+        gradient_checkpointing: false,
+        text: Some(text),
+    };
+    Stage1Config {
+        qformer,
+        projection_size: 8,
+        negative_weighting: NegativeWeighting::default(),
+        itg_weighting: ItgWeighting::GlobalTokens,
+    }
+}
 
 /// One folder of `tests/golden`.
 pub struct Case {
