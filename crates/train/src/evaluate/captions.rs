@@ -4,8 +4,8 @@ use collectives::{CommError, ProcessGroup};
 use monitor::CaptionScores;
 use tch::{Device, Kind, Tensor};
 
-use super::Progress;
 use super::split::Split;
+use super::{Progress, share_of};
 use crate::error::TrainError;
 use crate::stage::Stage;
 use crate::texts::LmCaptions;
@@ -68,8 +68,7 @@ impl Writer<'_> {
 
     fn write(&self, stage: &Stage) -> Result<Vec<String>, TrainError> {
         let Stage::Two(stage2, _) = stage else { unreachable!("captions come from stage 2") };
-        let (rank, world_size) = (self.group.rank(), self.group.world_size());
-        let own: Vec<usize> = (0..self.pictures.len()).filter(|i| i % world_size == rank).collect();
+        let own: Vec<usize> = share_of(self.pictures.len(), self.group).collect();
         let mut rows = vec![Vec::new(); self.pictures.len()];
         let question = self.lm.question();
         for some in own.chunks(PICTURES_AT_ONCE) {

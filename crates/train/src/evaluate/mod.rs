@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use collectives::ProcessGroup;
 use launch::WorkerPhase;
 use monitor::{Directions, EVAL_FILE, EvalFile, Metrics, Phase, Recalls, RetrievalScores};
 
@@ -120,18 +121,21 @@ impl Stages {
     }
 }
 
+/// Which of `count` pictures this rank looks at: every W-th, so that all are done at about the same time.
+fn share_of(count: usize, group: &dyn ProcessGroup) -> impl Iterator<Item = usize> {
+    (group.rank()..count).step_by(group.world_size())
+}
+
 fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitResult>, TrainError> {
     let Run { session, splits, tools, .. } = run;
     let config = &session.plan.config.evaluation;
     let shown: Vec<&Split> = splits.iter().filter(|split| !split.hidden).collect();
-    let world_size = session.group.world_size();
-    let pictures: usize = shown
-        .iter()
-        .map(|split| {
-            split.len() + split.len().min(config.max_captions) * (1 + usize::from(config.without_stage1))
-        })
-        .sum();
-    session.metrics.begin_phase(Phase::Evaluation, (pictures / world_size) as u64, 0);
+    let ours = |pictures: usize| share_of(pictures, session.group.as_ref()).count();
+    let captioned = 1 + usize::from(config.without_stage1);
+    let of_split =
+        |split: &&Split| ours(split.len()) + captioned * ours(split.len().min(config.max_captions));
+    let pictures: usize = shown.iter().map(of_split).sum();
+    session.metrics.begin_phase(Phase::Evaluation, pictures as u64, 0);
     let bar =
         Bar { metrics: RefCell::new(&mut session.metrics), done: Cell::new(0), started: Instant::now() };
     let stop = &session.stop;

@@ -10,8 +10,8 @@ use collectives::{CommError, ProcessGroup};
 use model::Stage1;
 use tch::{Device, Kind, Tensor};
 
-use super::Progress;
 use super::split::Split;
+use super::{Progress, share_of};
 use crate::config::EvaluationConfig;
 use crate::error::TrainError;
 
@@ -147,7 +147,7 @@ fn itm_matrix(
     // Ranks add their parts: a pair's logit on the rank that scored it, zero on the others.
     let mut scored = vec![0f32; n * n];
     let mut stopped = None;
-    let own: Vec<usize> = (0..n).filter(|image| image % group.world_size() == group.rank()).collect();
+    let own: Vec<usize> = share_of(n, group).collect();
     for chunk in own.chunks(IMAGES_AT_ONCE / 4) {
         let images = stage1.encode_images(&split.features(chunk)?.to_device(device));
         let pairs: Vec<(usize, i64)> = chunk
