@@ -22,6 +22,14 @@ pub struct Reduction {
     pub exposed_seconds: f64,
 }
 
+impl Reduction {
+    /// The part of [`Self::busy_seconds`] in which this rank still computed.
+    #[must_use]
+    pub fn hidden_seconds(&self) -> f64 {
+        self.busy_seconds - self.exposed_seconds
+    }
+}
+
 /// c10d's `Reducer` over a fixed list of parameters. It hooks into their gradients for as long as it lives.
 ///
 /// Parameters travel in buckets in the order in which they are given, never in another one: so a sum has the same bits in

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
-use model::{LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
+use model::{LanguageConfig, LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
 use monitor::Phase;
 use serde::Deserialize;
 use tch::{Tensor, nn, no_grad};
@@ -56,24 +56,23 @@ struct LmSpecials {
 /// [`TrainError::Read`], [`TrainError::Weights`] or [`TrainError::Data`] naming the file.
 pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
     let model = &plan.config.model;
-    let language_model = language_model(plan)?;
+    let language = sizes::language(&plan.config)?;
     Ok(Tools {
         wordpiece: WordPiece::from_vocab(&model.qformer.init.join(VOCABULARY_FILE))?,
-        lm_captions: lm_captions(&plan.config)?,
+        lm_captions: lm_captions(&plan.config, &language)?,
         language_digest: file_digest(&model.language.weights.join(WEIGHTS_FILE))?,
         tokens_digest: file_digest(&model.language.weights.join(TOKENIZER_FILE))?,
         words_digest: file_digest(&model.qformer.init.join(VOCABULARY_FILE))?,
-        language_model: Rc::new(language_model),
+        language_model: Rc::new(language_model(plan, &language)?),
         bert: tensors::read(&model.qformer.init.join(WEIGHTS_FILE))?,
         sizes: sizes::bert(&plan.config)?,
     })
 }
 
-fn language_model(plan: &Plan) -> Result<LanguageModel, TrainError> {
-    let config = sizes::language(&plan.config)?;
+fn language_model(plan: &Plan, config: &LanguageConfig) -> Result<LanguageModel, TrainError> {
     let path = plan.config.model.language.weights.join(WEIGHTS_FILE);
     let mut weights = Weights::new(tensors::read(&path)?);
-    let language_model = LanguageModel::new(&config, &mut weights, plan.language_kind, plan.device);
+    let language_model = LanguageModel::new(config, &mut weights, plan.language_kind, plan.device);
     finish(weights, path)?;
     Ok(language_model.with_gradient_checkpointing(plan.config.model.language.gradient_checkpointing))
 }
@@ -91,14 +90,13 @@ fn finish(weights: Weights, path: PathBuf) -> Result<(), TrainError> {
 }
 
 /// Opening, prompt, caption, end of text, and which part of it an encoder reads.
-fn lm_captions(config: &Config) -> Result<LmCaptions, TrainError> {
+fn lm_captions(config: &Config, model: &LanguageConfig) -> Result<LmCaptions, TrainError> {
     let language = &config.model.language;
     let specials: LmSpecials = read_json(&language.weights.join("config.json"))?;
     let path = language.weights.join(TOKENIZER_FILE);
-    let tokenizer = LmTokenizer::bare(&path)?;
+    let tokenizer = LmTokenizer::from_file(&path)?;
     let opening = tokenizer.encode_plain(&language.opening)?;
     let mut prompt = tokenizer.encode_plain(&language.prompt)?;
-    let model = sizes::language(config)?;
     let (mut unscored, mut eos) = (prompt.len(), specials.eos_token_id);
     if model.is_opt() {
         // OPT's tokenizer opens each text by </s>; LAVIS ends captions by a newline, and scores </s> where no prompt is set.
@@ -245,7 +243,8 @@ mod tests {
             format!("model.language.prompt=\"{prompt}\""),
             "model.language.hidden_size=8".to_owned(),
         ];
-        lm_captions(&Config::read(&path, &sets).unwrap()).unwrap()
+        let config = Config::read(&path, &sets).unwrap();
+        lm_captions(&config, &sizes::language(&config).unwrap()).unwrap()
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Snapshots of one phase on their way to disk. Rank 0 writes; the other ranks hold the same weights.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{CheckpointError, Loaded, Saved, Snapshot, Store, TensorMap, Writer};
 
+use crate::config::HandOver;
 use crate::error::TrainError;
+use crate::frozen::{Frozen, Origin};
 use crate::optim::AdamW;
 use crate::plan::StagePlan;
 use crate::stage::Stage;
@@ -20,58 +21,6 @@ pub struct Checkpoints {
     writer: Option<Writer>,
     phase: String,
     origin: Origin,
-}
-
-/// What a phase's snapshots tell of where they come from.
-#[derive(Clone, Debug, Default)]
-pub struct Origin {
-    /// The resolved config.
-    pub config: String,
-    /// The checkpoint that the phase starts from, as `PHASE/FOLDER`.
-    pub parent: Option<String>,
-    /// Digests of what must not change while the phase trains, by [`Frozen::name`].
-    pub frozen: BTreeMap<String, String>,
-}
-
-/// What must not change while a phase trains: another model or another order of samples would go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frozen {
-    /// Weights of the image encoder.
-    Vision,
-    /// Weights of the language model.
-    Language,
-    /// Keys, sizes and places of the training samples.
-    Data,
-    /// Vocabulary of stage 1.
-    Words,
-    /// Tokenizer of stage 2.
-    Tokens,
-}
-
-impl Frozen {
-    const ALL: [Self; 5] = [Self::Vision, Self::Language, Self::Data, Self::Words, Self::Tokens];
-
-    /// Its key in a manifest.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Vision => "vision",
-            Self::Language => "language",
-            Self::Data => "data",
-            Self::Words => "words",
-            Self::Tokens => "tokens",
-        }
-    }
-
-    /// Where a config names it.
-    const fn place(self) -> &'static str {
-        match self {
-            Self::Vision => "the weights in model.vision.weights",
-            Self::Language => "the weights in model.language.weights",
-            Self::Data => "the shards in data.train",
-            Self::Words => "vocab.txt in model.qformer.init",
-            Self::Tokens => "tokenizer.json in model.language.weights",
-        }
-    }
 }
 
 /// What a phase hands over, or the config names.
@@ -109,27 +58,6 @@ impl Checkpoints {
             store.pin(best.step)?;
         }
         Ok(())
-    }
-
-    /// What is frozen is still what `loaded` was trained beside.
-    ///
-    /// # Errors
-    /// [`TrainError::Weights`] naming what has changed.
-    pub fn check_frozen(&self, loaded: &Loaded) -> Result<(), TrainError> {
-        let then = &loaded.snapshot.frozen;
-        let differs = |what: &Frozen| match (then.get(what.name()), self.origin.frozen.get(what.name())) {
-            (Some(then), Some(now)) => then != now,
-            _ => false,
-        };
-        let others: Vec<&str> = Frozen::ALL.into_iter().filter(differs).map(Frozen::place).collect();
-        if others.is_empty() {
-            return Ok(());
-        }
-        let detail = format!(
-            "since it was written there has been a change of {}; undo it, or use another run.dir",
-            others.join(" and ")
-        );
-        Err(TrainError::Weights { path: loaded.path.clone(), detail })
     }
 
     /// Saves in the background, unless the save before this one is still being written. Returns what went wrong: a
@@ -210,24 +138,26 @@ pub fn latest(plan: &StagePlan) -> Result<Option<(Loaded, TrainState)>, TrainErr
     Ok(Some((loaded, state)))
 }
 
-/// What a phase hands over: the averaged weights of its best validated step, else of its last one. Where that one is
-/// damaged, of the newest whole one, with a warning.
+/// What a phase hands over: the averaged weights of its best validated step, or of its last one, as the config asks or where
+/// there is no best. Where that one is damaged, of the newest whole one, with a warning.
 ///
 /// # Errors
 /// [`TrainError::Checkpoint`] when none is whole, [`TrainError::Weights`] when there is none.
 pub fn handed_over(plan: &StagePlan) -> Result<HandedOver, TrainError> {
     let mut warnings = Vec::new();
-    let best =
-        checkpoint::pinned(&plan.checkpoint_dir)?.and_then(|best| match checkpoint::load(&best.path) {
-            Ok((_, snapshot)) => Some((best.path, snapshot)),
-            Err(error) => {
-                let cause = launch::with_causes(&error);
-                warnings.push(format!(
-                    "{cause}; not the best step but the newest whole checkpoint is handed over"
-                ));
-                None
-            }
-        });
+    let pinned = match plan.hand_over {
+        HandOver::Best => checkpoint::pinned(&plan.checkpoint_dir)?,
+        HandOver::Last => None,
+    };
+    let best = pinned.and_then(|best| match checkpoint::load(&best.path) {
+        Ok((_, snapshot)) => Some((best.path, snapshot)),
+        Err(error) => {
+            let cause = launch::with_causes(&error);
+            warnings
+                .push(format!("{cause}; not the best step but the newest whole checkpoint is handed over"));
+            None
+        }
+    });
     let (path, snapshot) = match best {
         Some(best) => best,
         None => {
@@ -254,7 +184,7 @@ pub fn named(folder: &Path, vision: &str) -> Result<HandedOver, TrainError> {
     let imported = folder.join("bridge").join("model.safetensors");
     let weights = if folder.join(checkpoint::MANIFEST).is_file() {
         let (_, snapshot) = checkpoint::load(folder)?;
-        if snapshot.frozen.get("vision").is_some_and(|then| then != vision) {
+        if snapshot.frozen.get(Frozen::Vision.name()).is_some_and(|then| then != vision) {
             return Err(refuse(
                 "was trained beside another image encoder; name that one as model.vision.weights",
             ));
@@ -298,10 +228,12 @@ fn state_of(snapshot: &Snapshot, path: &Path) -> Result<TrainState, TrainError> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 mod tests {
+    use std::collections::BTreeMap;
+
     use checkpoint::HostTensor;
 
     use super::*;
-    use crate::config::OptimConfig;
+    use crate::config::{HandOver, OptimConfig};
     use crate::plan::Schedule;
     use crate::state::Best;
 
@@ -328,6 +260,7 @@ mod tests {
             checkpoint_every_steps: 1,
             keep_checkpoints: 9,
             validate_every_steps: 1,
+            hand_over: HandOver::Best,
             checkpoint_dir: dir.join("stage1"),
         }
     }
@@ -358,6 +291,8 @@ mod tests {
         Store::open(&plan.checkpoint_dir, 9).unwrap().pin(4).unwrap();
         let best = handed_over(&plan).unwrap();
         assert_eq!((best.name().as_str(), best.warnings.len()), ("stage1/step-00000004", 0));
+        let last = StagePlan { hand_over: HandOver::Last, ..plan.clone() };
+        assert_eq!(handed_over(&last).unwrap().name(), "stage1/step-00000006", "as the config asks");
         std::fs::write(best.path.join("model.safetensors"), "no tensors").unwrap();
         let newest = handed_over(&plan).unwrap();
         assert_eq!(newest.name(), "stage1/step-00000006");
@@ -406,20 +341,5 @@ mod tests {
             checkpoints.pin_best(&best(step)).unwrap();
             assert_eq!(pinned(), Some(expected), "best step {step}");
         }
-    }
-
-    #[test]
-    fn other_frozen_weights_are_refused_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let plan = with_steps(dir.path(), &[2]);
-        let (loaded, _) = latest(&plan).unwrap().unwrap();
-        let beside = |digest: &str| {
-            let frozen = BTreeMap::from([("vision".to_owned(), digest.to_owned())]);
-            Checkpoints::open(&plan, false, Origin { frozen, ..Origin::default() }).unwrap()
-        };
-        beside("digest").check_frozen(&loaded).unwrap();
-        let refused = beside("other").check_frozen(&loaded).unwrap_err();
-        assert_eq!(refused.exit(), launch::Exit::Config);
-        assert!(refused.to_string().contains("the weights in model.vision.weights"), "{refused}");
     }
 }

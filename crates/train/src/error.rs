@@ -109,9 +109,8 @@ impl TrainError {
             Self::Read { source, .. } if is_passing(source) => Exit::Unavailable,
             Self::Read { .. } | Self::Config { .. } | Self::Weights { .. } => Exit::Config,
             Self::Data(data::DataError::TooManySkipped { .. }) | Self::Lost { .. } => Exit::GiveUp,
-            Self::NotShared { .. } => Exit::Unavailable,
-            Self::Data(error) if error.is_of_disk_or_server() => Exit::Unavailable,
             Self::Data(data::DataError::Worker { .. }) => Exit::Unavailable,
+            Self::Data(error) if error.is_of_disk_or_server() => Exit::Unavailable,
             Self::Data(_) | Self::Verify(_) => Exit::Config,
             Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
             Self::Checkpoint(checkpoint::CheckpointError::Io { source, .. })
@@ -124,7 +123,7 @@ impl TrainError {
             Self::Launch(error) => error.exit(),
             Self::Ranks { exit, .. } => *exit,
             Self::Peer(collectives::CommError::Unsupported { .. }) => Exit::Config,
-            Self::Write { .. } | Self::Peer(_) => Exit::Unavailable,
+            Self::Write { .. } | Self::NotShared { .. } | Self::Peer(_) => Exit::Unavailable,
             Self::Stopped { .. } | Self::Interrupted { .. } => Exit::Stopped,
         }
     }

@@ -12,6 +12,7 @@ mod error;
 mod evaluate;
 mod feature_file;
 mod features;
+mod frozen;
 mod leaps;
 mod ledger;
 mod loss_scale;

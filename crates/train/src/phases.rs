@@ -14,11 +14,12 @@ use tch::Tensor;
 
 use crate::agree::same;
 use crate::build::{self, Tools};
-use crate::checkpoints::{self, Checkpoints, Frozen, HandedOver, Origin};
+use crate::checkpoints::{self, Checkpoints, HandedOver};
 use crate::config::Config;
 use crate::corpus::Corpus;
 use crate::error::TrainError;
 use crate::evaluate::{self, Rerank, Split};
+use crate::frozen::{Frozen, Origin};
 use crate::optim::AdamW;
 use crate::pairs::{Cached, Draws, PairSource};
 use crate::plan::StagePlan;
@@ -161,9 +162,12 @@ impl Run {
         self.session.progress.write(WorkerPhase::Load, 0);
         let resumed = checkpoints::latest(plan)?;
         self.agree_on_step(plan, resumed.as_ref().map_or(0, |(_, state)| state.step))?;
-        let checkpoints = Checkpoints::open(plan, self.session.is_rank0(), self.origin(plan.phase, start))?;
+        let origin = self.origin(plan.phase, start);
+        if let Some((loaded, _)) = &resumed {
+            origin.check(loaded)?;
+        }
+        let checkpoints = Checkpoints::open(plan, self.session.is_rank0(), origin)?;
         if let Some((loaded, state)) = &resumed {
-            checkpoints.check_frozen(loaded)?;
             checkpoints.pin_best(state)?;
             if state.step >= plan.steps && !state.validation_due {
                 // The launch that took its last step may not have lived to write down what it cost.
@@ -171,9 +175,24 @@ impl Run {
                 return self.close(plan.phase, parameters, state);
             }
         }
+        let ready = ready(&mut self.session, &self.tools, plan, start, resumed)?;
+        let parameters = ready.stage.trainable().values().map(|p| p.numel() as u64).sum();
+        let state = self.steps(plan, ready, parameters, checkpoints)?;
+        self.session.metrics.end_phase();
+        // Rank 0's last checkpoint is on the disk before anybody reads it.
+        self.session.group.barrier()?;
+        self.close(plan.phase, parameters, &state)
+    }
+
+    /// Takes the steps that are left of a phase, and tells what was drawn for them.
+    fn steps(
+        &mut self,
+        plan: &StagePlan,
+        Ready { stage, optimizer, state }: Ready,
+        parameters: u64,
+        checkpoints: Checkpoints,
+    ) -> Result<TrainState, TrainError> {
         let Self { session, tools, train, splits, .. } = self;
-        let Ready { stage, optimizer, state } = ready(session, tools, plan, start, resumed)?;
-        let parameters: u64 = stage.trainable().values().map(|p| p.numel() as u64).sum();
         session.metrics.line(&format!(
             "{}: {parameters} trainable parameters, {:.1} MB reduced per step and rank, from step {}",
             plan.phase.name(),
@@ -204,19 +223,13 @@ impl Run {
         while trainer.run()? == Ended::Lost {
             trainer.roll_back()?;
         }
-        let state = trainer.state.clone();
-        let drawn = trainer.pairs.drawn(state.pairs_seen);
-        drop(trainer);
+        let drawn = trainer.pairs.drawn(trainer.state.pairs_seen);
         for (set, drawn) in config.data.source.sets.iter().zip(drawn) {
             let shards = set.shards.join(", ");
-            self.session
-                .metrics
-                .line(&format!("{shards}: {} samples drawn, {:.2} epochs", drawn.samples, drawn.epochs));
+            let line = format!("{shards}: {} samples drawn, {:.2} epochs", drawn.samples, drawn.epochs);
+            trainer.session.metrics.line(&line);
         }
-        self.session.metrics.end_phase();
-        // Rank 0's last checkpoint is on the disk before anybody reads it.
-        self.session.group.barrier()?;
-        self.close(plan.phase, parameters, &state)
+        Ok(trainer.state)
     }
 
     /// What the phase's checkpoints tell of where they come from. Stage 1 knows no language model.

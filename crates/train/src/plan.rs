@@ -10,8 +10,8 @@ use monitor::Phase;
 use tch::{Device, Kind};
 
 use crate::config::{
-    ComputeDtype, Config, ContrastiveAccumulation, DeviceChoice, FeatureConfig, OptimConfig, StageConfig,
-    default_encode_batch,
+    ComputeDtype, Config, ContrastiveAccumulation, DeviceChoice, FeatureConfig, HandOver, OptimConfig,
+    StageConfig, default_encode_batch,
 };
 use crate::error::TrainError;
 
@@ -68,6 +68,8 @@ pub struct StagePlan {
     pub keep_checkpoints: usize,
     /// Steps between validations; 0 = never.
     pub validate_every_steps: u64,
+    /// Which step goes on.
+    pub hand_over: HandOver,
     /// Where its checkpoints are.
     pub checkpoint_dir: PathBuf,
 }
@@ -242,6 +244,7 @@ impl StagePlan {
             checkpoint_every_steps: c.checkpoint_every_steps,
             keep_checkpoints: c.keep_checkpoints,
             validate_every_steps: c.validate_every_steps,
+            hand_over: c.hand_over,
             checkpoint_dir: dir.join("checkpoints").join(phase.name()),
         })
     }

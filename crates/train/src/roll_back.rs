@@ -41,6 +41,7 @@ impl Trainer<'_> {
             train_seconds: now.train_seconds,
             steps_skipped: now.steps_skipped,
             roll_backs: now.roll_backs + 1,
+            left_out: now.left_out.clone(),
             skipped_in_a_row: 0,
             ..then
         };

@@ -28,18 +28,18 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TrainErro
 pub(crate) fn bert(config: &Config) -> Result<BertSizes, TrainError> {
     let qformer = &config.model.qformer;
     let path = qformer.init.join("config.json");
-    match qformer.bert {
-        Some(given) if !path.exists() => fitting(given, config, path),
-        Some(given) => {
+    let sizes = match qformer.bert {
+        Some(given) if !path.exists() => given,
+        given => {
             let found = bert_file(&path)?;
-            if found == given {
-                return fitting(given, config, path);
+            if let Some(given) = given.filter(|given| *given != found) {
+                let detail = format!("holds {found:?}, but model.qformer.bert says {given:?}");
+                return Err(TrainError::Weights { path, detail });
             }
-            let detail = format!("holds {found:?}, but model.qformer.bert says {given:?}");
-            Err(TrainError::Weights { path, detail })
+            found
         }
-        None => fitting(bert_file(&path)?, config, path),
-    }
+    };
+    fitting(sizes, config, path)
 }
 
 /// The sizes in a BERT's `config.json`, which holds much else.

@@ -7,7 +7,7 @@ use std::path::Path;
 use monitor::Phase;
 use serde::Serialize;
 
-use crate::state::{TrainState, Verdict};
+use crate::state::{Skipped, TrainState};
 use crate::status::Status;
 
 /// One JSON object a step, in the run folder.
@@ -21,7 +21,7 @@ pub struct SkippedStep {
     after_step: u64,
     /// Position of its first pair in the run.
     first_position: u64,
-    why: Verdict,
+    why: Skipped,
     /// `null` where it is not finite.
     loss: Option<f64>,
     grad_norm: Option<f64>,
@@ -30,8 +30,14 @@ pub struct SkippedStep {
 }
 
 impl SkippedStep {
-    /// The step that `state` stands before.
-    pub fn new(phase: Phase, state: &TrainState, why: Verdict, status: &Status) -> Self {
+    /// The step that `state` stands before, with the `samples` of all ranks.
+    pub fn new(
+        phase: Phase,
+        state: &TrainState,
+        why: Skipped,
+        status: &Status,
+        samples: Vec<String>,
+    ) -> Self {
         let finite = |value: f64| value.is_finite().then_some(value);
         Self {
             phase,
@@ -40,17 +46,16 @@ impl SkippedStep {
             why,
             loss: status.losses.get("loss").copied().and_then(finite),
             grad_norm: finite(status.grad_norm),
-            samples: Vec::new(),
+            samples,
         }
     }
 
     /// Adds the line to the file of `run_dir`. Returns what a person should know.
-    pub fn write(mut self, run_dir: &Path, samples: Vec<String>) -> String {
-        self.samples = samples;
+    pub fn write(&self, run_dir: &Path) -> String {
         let path = run_dir.join(FILE);
         let why = match self.why {
-            Verdict::Leap => "loss or gradient leaps",
-            Verdict::NotFinite | Verdict::Taken => "loss or gradient is not finite",
+            Skipped::Leap => "loss or gradient leaps",
+            Skipped::NotFinite => "loss or gradient is not finite",
         };
         let step = self.after_step + 1;
         match self.append(&path) {

@@ -18,7 +18,7 @@ pub struct TrainState {
     pub train_seconds: f64,
     /// The best validation so far.
     pub best: Option<Best>,
-    /// Steps in a row that were left out, see [`Verdict`].
+    /// Steps in a row that were left out, see [`Skipped`].
     #[serde(default)]
     pub skipped_in_a_row: u64,
     /// All steps left out.
@@ -40,12 +40,10 @@ pub struct TrainState {
     pub left_out: Counters,
 }
 
-/// Whether the gradient of a step is taken; all ranks come to the same one.
+/// Why the gradient of a step is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// It is.
-    Taken,
+pub enum Skipped {
     /// Some rank's loss or gradient is not finite.
     NotFinite,
     /// The loss or the gradient leaps above what it was lately.
@@ -53,13 +51,12 @@ pub enum Verdict {
 }
 
 impl TrainState {
-    /// The verdict on a step, from what all ranks agree on.
-    pub fn judge(&mut self, status: &Status) -> Verdict {
+    /// Whether a step is to be left out, and why; from what all ranks agree on, so that all come to the same.
+    pub fn judge(&mut self, status: &Status) -> Option<Skipped> {
         let loss = status.losses.get("loss").copied().unwrap_or(f64::NAN);
         match status.finite {
-            false => Verdict::NotFinite,
-            true if self.leaps.seen(loss, status.grad_norm) => Verdict::Leap,
-            true => Verdict::Taken,
+            false => Some(Skipped::NotFinite),
+            true => self.leaps.seen(loss, status.grad_norm).then_some(Skipped::Leap),
         }
     }
 }

@@ -166,7 +166,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("tokenizer.json");
         std::fs::write(&path, TOKENIZER).expect("a file");
-        let tokenizer = LmTokenizer::bare(&path).expect("a tokenizer");
+        let tokenizer = LmTokenizer::from_file(&path).expect("a tokenizer");
         LmCaptions { tokenizer, opening: vec![], prompt: vec![4], unscored: 1, eos: 0, max_tokens: 3, split }
     }
 

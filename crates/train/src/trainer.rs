@@ -20,7 +20,7 @@ use crate::plan::StagePlan;
 use crate::session::Session;
 use crate::skipped_steps::SkippedStep;
 use crate::stage::{self, ContrastAhead, Stage, StepLosses};
-use crate::state::{Best, TrainState, Verdict};
+use crate::state::{Best, Skipped, TrainState};
 use crate::status::Status;
 
 /// After this many steps in a row that had to be left out, a phase goes back to its newest checkpoint.
@@ -68,7 +68,7 @@ pub struct Validation {
 /// What one optimizer step did, the same on every rank.
 struct StepReport {
     status: Status,
-    verdict: Verdict,
+    skipped: Option<Skipped>,
     lr: f64,
     reduction: Reduction,
 }
@@ -137,13 +137,13 @@ impl Trainer<'_> {
         let own = Status::of(&losses, grad_norm, self.session.stop.requested(), left_out);
         let status = own.all_reduce(self.session.group.as_ref())?;
         let lr = self.plan.schedule.lr(self.state.step);
-        let verdict = self.state.judge(&status);
-        if verdict == Verdict::Taken {
+        let skipped = self.state.judge(&status);
+        if skipped.is_none() {
             self.optimizer.step(&gradients, lr, grad_divisor);
         }
         drop(gradients);
         self.optimizer.drop_gradients();
-        Ok(StepReport { status, verdict, lr, reduction })
+        Ok(StepReport { status, skipped, lr, reduction })
     }
 
     /// The first pass over a step whose contrast is cached; `None` where each micro-batch has a contrast of its own.
@@ -184,32 +184,31 @@ impl Trainer<'_> {
     }
 
     fn advance(&mut self, report: &StepReport, step_seconds: f64) {
-        if report.verdict != Verdict::Taken {
-            self.tell_of_skipped(report);
+        if let Some(why) = report.skipped {
+            self.tell_of_skipped(why, &report.status);
         }
         self.state.step += 1;
         self.state.pairs_seen += self.plan.global_batch as u64;
         self.state.train_seconds += step_seconds;
         self.state.loss_scale.update(report.status.finite);
-        if report.verdict == Verdict::Taken {
-            self.state.skipped_in_a_row = 0;
-        } else {
+        if report.skipped.is_some() {
             self.state.skipped_in_a_row += 1;
             self.state.steps_skipped += 1;
+        } else {
+            self.state.skipped_in_a_row = 0;
         }
     }
 
     /// Warns, and writes down which samples the step had. fp16's search for a scale is no news.
-    fn tell_of_skipped(&mut self, report: &StepReport) {
+    fn tell_of_skipped(&mut self, why: Skipped, status: &Status) {
         let too_large_a_scale = self.session.plan.autocast == Some(Kind::Half)
-            && report.status.losses.values().all(|loss| loss.is_finite());
-        if !self.session.is_rank0() || (report.verdict == Verdict::NotFinite && too_large_a_scale) {
+            && status.losses.values().all(|loss| loss.is_finite());
+        if !self.session.is_rank0() || (why == Skipped::NotFinite && too_large_a_scale) {
             return;
         }
         let samples = self.pairs.keys(self.state.pairs_seen, self.plan.global_batch);
-        let skipped = SkippedStep::new(self.plan.phase, &self.state, report.verdict, &report.status);
-        let warning = skipped.write(&self.session.plan.config.run.dir, samples);
-        self.session.metrics.warn(warning);
+        let skipped = SkippedStep::new(self.plan.phase, &self.state, why, status, samples);
+        self.session.metrics.warn(skipped.write(&self.session.plan.config.run.dir));
     }
 
     /// Adds what all ranks left out in this step, which only a step asks for in which there is something.
@@ -238,7 +237,7 @@ impl Trainer<'_> {
             step_seconds,
             data_wait_seconds,
             comm_seconds: report.reduction.busy_seconds,
-            comm_hidden_seconds: report.reduction.busy_seconds - report.reduction.exposed_seconds,
+            comm_hidden_seconds: report.reduction.hidden_seconds(),
             bytes_reduced: report.reduction.bytes,
             peak_memory_bytes: peak_rss_bytes().unwrap_or(0),
             left_out: left_out.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),

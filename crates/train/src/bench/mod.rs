@@ -28,26 +28,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TrainError> {
     serde_json::from_slice(&text).map_err(|error| refuse(error.into()))
 }
 
-/// The middle one of `values`, the mean of the middle two where there is none; NaN for no values.
+/// As [`data::bench::median`]; NaN for no values.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        count if count % 2 == 1 => values[middle],
-        _ => f64::midpoint(values[middle - 1], values[middle]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::median;
-
-    #[test]
-    fn the_median_lies_in_the_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median([]).is_nan());
-    }
+    data::bench::median(values).unwrap_or(f64::NAN)
 }

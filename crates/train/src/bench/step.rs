@@ -119,7 +119,7 @@ pub(super) fn measure(options: &StepOptions, world: World, cores: Cores) -> Resu
         let (parts, reduction) = bench.step()?;
         measured.steps.push(parts);
         measured.comm_seconds += reduction.busy_seconds;
-        measured.comm_hidden_seconds += reduction.busy_seconds - reduction.exposed_seconds;
+        measured.comm_hidden_seconds += reduction.hidden_seconds();
     }
     measured.peak_rss_bytes = peak_rss_bytes().unwrap_or(0);
     measured.matmul_gflops = (bench.plan.world.world_size == 1).then(|| bench.matmul_gflops());
