@@ -1,15 +1,14 @@
 //! Packages out of the user's cache, or through the registries' own clients into it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
 use super::error::PrepareError;
 use super::package::{Package, Registry};
+use crate::index;
 
 /// Attempts before a download is given up.
 const ATTEMPTS: u32 = 3;
@@ -164,15 +163,7 @@ fn is_pinned(package: &Package, path: &Path) -> Result<bool, PrepareError> {
 
 /// SHA-256 of a file, in hex.
 pub fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            count => hash.update(&buffer[..count]),
-        }
-    }
+    index::sha256(&File::open(path)?)
 }
 
 /// The first and last lines of what a command said.
