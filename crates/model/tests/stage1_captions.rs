@@ -100,7 +100,10 @@ fn a_beams_score_is_the_training_passs_log_probability() {
             let each = scores.gather(1, &Tensor::from_slice(text).unsqueeze(1), false);
             let expected = each.sum(Kind::Double).double_value(&[]) / text.len() as f64;
             let score = found[image][place].score.unwrap();
-            assert!((score - expected).abs() < 1e-5, "image {image}, text {place}: {score} against {expected}");
+            assert!(
+                (score - expected).abs() < 1e-5,
+                "image {image}, text {place}: {score} against {expected}"
+            );
         }
     }
     assert!(found.iter().all(|texts| texts[0].score >= texts[1].score), "best first");

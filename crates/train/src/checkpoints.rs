@@ -255,6 +255,7 @@ mod tests {
                 betas: (0.9, 0.98),
                 max_grad_norm: None,
                 pretrained_lr_ratio: 1.0,
+                word_embedding_lr_ratio: 1.0,
                 ema_decay: None,
             },
             checkpoint_every_steps: 1,

@@ -10,6 +10,7 @@ use crate::error::TrainError;
 use crate::tensors::{to_host, to_torch};
 
 const EPS: f64 = 1e-8;
+const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
 /// Steps between updates of the weights' moving average.
 const AVERAGE_EVERY: u64 = 4;
 
@@ -35,24 +36,28 @@ struct Group {
 
 impl AdamW {
     /// Groups `parameters`: matrices decay; LayerNorm gains, biases and the temperature do not (spec 5.4 without its
-    /// slip on 0-dim tensors). Names in `pretrained` run at `pretrained_lr_ratio` of the learning rate.
+    /// slip on 0-dim tensors). Names in `pretrained` run at `pretrained_lr_ratio` of the learning rate, word embeddings at
+    /// `word_embedding_lr_ratio` of that.
     #[must_use]
     pub fn new(
         parameters: &BTreeMap<String, Tensor>,
         pretrained: &BTreeSet<String>,
         config: &OptimConfig,
     ) -> Self {
-        let mut groups: BTreeMap<(bool, bool), Group> = BTreeMap::new();
+        let mut groups: BTreeMap<(bool, bool, bool), Group> = BTreeMap::new();
         for (name, parameter) in parameters {
             let decays = parameter.dim() >= 2 && !name.ends_with(".bias");
             let is_pretrained = pretrained.contains(name);
-            let group = groups.entry((decays, is_pretrained)).or_insert_with(|| Group {
+            let is_words = name == WORD_EMBEDDINGS;
+            let pretrained_ratio = if is_pretrained { config.pretrained_lr_ratio } else { 1.0 };
+            let words_ratio = if is_words { config.word_embedding_lr_ratio } else { 1.0 };
+            let group = groups.entry((decays, is_pretrained, is_words)).or_insert_with(|| Group {
                 names: Vec::new(),
                 parameters: Vec::new(),
                 first_moments: Vec::new(),
                 second_moments: Vec::new(),
                 weight_decay: if decays { config.weight_decay } else { 0.0 },
-                lr_ratio: if is_pretrained { config.pretrained_lr_ratio } else { 1.0 },
+                lr_ratio: pretrained_ratio * words_ratio,
             });
             group.names.push(name.clone());
             group.parameters.push(parameter.shallow_clone());
@@ -238,10 +243,8 @@ mod tests {
 
     use super::*;
 
-    fn average_after(steps: u64, looks: &[u64]) -> f64 {
-        let weight = Tensor::zeros([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let parameters = BTreeMap::from([("w".to_owned(), weight.shallow_clone())]);
-        let config = OptimConfig {
+    fn config() -> OptimConfig {
+        OptimConfig {
             peak_lr: 1.0,
             min_lr: 1.0,
             warmup_steps: 0,
@@ -249,9 +252,38 @@ mod tests {
             betas: (0.9, 0.98),
             max_grad_norm: None,
             pretrained_lr_ratio: 1.0,
+            word_embedding_lr_ratio: 1.0,
             ema_decay: Some(0.5),
+        }
+    }
+
+    #[test]
+    fn what_was_pretrained_moves_more_slowly_and_words_need_not_move() {
+        let zero = || Tensor::zeros([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let names = [WORD_EMBEDDINGS, "new", "pretrained"];
+        let parameters = BTreeMap::from(names.map(|name| (name.to_owned(), zero())));
+        let pretrained = BTreeSet::from([WORD_EMBEDDINGS.to_owned(), "pretrained".to_owned()]);
+        let moved = |word_embedding_lr_ratio| {
+            let config = OptimConfig { pretrained_lr_ratio: 0.5, word_embedding_lr_ratio, ..config() };
+            let mut optimizer = AdamW::new(&parameters, &pretrained, &config);
+            let before: Vec<f64> = parameters.values().map(|p| p.double_value(&[0, 0])).collect();
+            let ones: Vec<Tensor> = parameters.values().map(Tensor::ones_like).collect();
+            optimizer.step(&ones, 1.0, 1.0);
+            let after = parameters.values().map(|p| p.double_value(&[0, 0]));
+            after.zip(before).map(|(after, before)| before - after).collect::<Vec<f64>>()
         };
-        let mut optimizer = AdamW::new(&parameters, &BTreeSet::new(), &config);
+        // Adam's first step is the learning rate.
+        for (words, expected) in [(0.0, [0.0, 1.0, 0.5]), (0.5, [0.25, 1.0, 0.5])] {
+            let close =
+                moved(words).iter().zip(expected).all(|(moved, wanted)| (moved - wanted).abs() < 1e-5);
+            assert!(close, "words x {words}");
+        }
+    }
+
+    fn average_after(steps: u64, looks: &[u64]) -> f64 {
+        let weight = Tensor::zeros([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let parameters = BTreeMap::from([("w".to_owned(), weight.shallow_clone())]);
+        let mut optimizer = AdamW::new(&parameters, &BTreeSet::new(), &config());
         for step in 1..=steps {
             optimizer.step(&[weight.ones_like()], 1.0, 1.0);
             looks.iter().filter(|&&look| look == step).for_each(|_| optimizer.with_average(|| ()));

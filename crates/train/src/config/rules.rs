@@ -143,6 +143,7 @@ fn optim_rules(table: &str, optim: &OptimConfig) -> Vec<Rule> {
             "max_grad_norm must be above 0; leave it out for no clipping",
         ),
         (not_negative(optim.pretrained_lr_ratio), "pretrained_lr_ratio must be 0 or more"),
+        (not_negative(optim.word_embedding_lr_ratio), "word_embedding_lr_ratio must be 0 or more"),
         (
             optim.ema_decay.is_none_or(|decay| decay > 0.0 && decay < 1.0),
             "ema_decay must be between 0 and 1; leave it out for no average",

@@ -82,6 +82,10 @@ pub struct OptimConfig {
     /// Learning-rate factor of what came from the pretrained BERT and reads text: all but the feed-forwards of queries.
     #[serde(default = "default_one")]
     pub pretrained_lr_ratio: f64,
+    /// Stage 1: a further factor for the word embeddings. ITG's softmax pushes the words that training never shows, all one way,
+    /// and Adam makes full steps of the smallest push: 0 leaves every word where BERT had it.
+    #[serde(default = "default_one")]
+    pub word_embedding_lr_ratio: f64,
     /// Evaluate and hand over an exponential moving average of the weights.
     #[serde(default)]
     pub ema_decay: Option<f64>,

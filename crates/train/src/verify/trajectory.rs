@@ -114,6 +114,7 @@ fn optim(train: &Train, schedule: &LavisSchedule) -> OptimConfig {
         betas: (0.9, train.beta2),
         max_grad_norm: None,
         pretrained_lr_ratio: 1.0,
+        word_embedding_lr_ratio: 1.0,
         ema_decay: None,
     }
 }
