@@ -84,7 +84,8 @@ pub struct LaunchOptions {
     /// Where the machines meet: an address of number 0 and a port that is free there.
     #[arg(long, value_name = "HOST:PORT")]
     pub rdzv: Option<Rdzv>,
-    /// How often all workers are started again after one of them failed [default: 3].
+    /// How often in a row, without a new checkpoint in between, all workers are started again after one of them failed
+    /// [default: 3].
     #[arg(long, value_name = "R")]
     pub max_restarts: Option<u32>,
     /// Print what would be started here, and where its numbers come from, and start nothing.

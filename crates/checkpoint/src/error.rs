@@ -41,16 +41,6 @@ pub enum CheckpointError {
         /// One line for each refused checkpoint, newest first.
         problems: Vec<String>,
     },
-    /// Another process trains in this run folder: wait for it, or choose another folder.
-    #[error("run folder {} is in use by process {pid} on host {host}", dir.display())]
-    Busy {
-        /// The locked run folder.
-        dir: PathBuf,
-        /// Host name of the holder, "unknown" when it left none.
-        host: String,
-        /// Process id of the holder on its host, 0 when it left none.
-        pid: u32,
-    },
     /// A tensor was asked for as something it is not: the caller's names or types are wrong.
     #[error("tensor {name}: {reason}")]
     Tensor {

@@ -45,7 +45,7 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// The checkpoints of one run, open for writing. One process a run holds one (see [`crate::RunLock`]); who only reads
+/// The checkpoints of one run, open for writing. One process a run holds one (`launch::RunLock`); who only reads
 /// calls [`list`] and [`latest_valid`].
 #[derive(Debug, Clone)]
 pub struct Store {

@@ -1,6 +1,8 @@
 //! Saving beside training: the caller hands over a host copy and goes on; a thread does the disk.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,13 +25,14 @@ pub struct Saved {
 pub struct Writer {
     store: Store,
     in_flight: Option<JoinHandle<Result<Saved, CheckpointError>>>,
+    saved: Arc<AtomicU64>,
     skipped: u64,
 }
 
 impl Writer {
     /// A writer of the checkpoints in `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, in_flight: None, skipped: 0 }
+        Self { store, in_flight: None, saved: Arc::default(), skipped: 0 }
     }
 
     /// The checkpoints it writes.
@@ -50,10 +53,10 @@ impl Writer {
             return None;
         }
         let before = self.finish();
-        let store = self.store.clone();
+        let (store, saved) = (self.store.clone(), Arc::clone(&self.saved));
         let spawned = thread::Builder::new()
             .name("checkpoint".to_owned())
-            .spawn(move || save(&store, &snapshot, step))
+            .spawn(move || save(&store, &snapshot, step, &saved))
             .map_err(CheckpointError::io("start a thread to write", self.store.dir()));
         match spawned {
             Ok(handle) => self.in_flight = Some(handle),
@@ -72,7 +75,13 @@ impl Writer {
     /// outcomes in order.
     pub fn save_now(&mut self, snapshot: &Snapshot, step: u64) -> Vec<Result<Saved, CheckpointError>> {
         let before = self.finish();
-        before.into_iter().chain([save(&self.store, snapshot, step)]).collect()
+        before.into_iter().chain([save(&self.store, snapshot, step, &self.saved)]).collect()
+    }
+
+    /// The furthest step that this writer has brought to the disk so far, also by a save that nobody has collected; 0 for
+    /// none.
+    pub fn saved(&self) -> u64 {
+        self.saved.load(Ordering::Relaxed)
     }
 
     /// Saves dropped because the one before them was still being written.
@@ -90,8 +99,9 @@ impl Drop for Writer {
     }
 }
 
-fn save(store: &Store, snapshot: &Snapshot, step: u64) -> Result<Saved, CheckpointError> {
+fn save(store: &Store, snapshot: &Snapshot, step: u64, saved: &AtomicU64) -> Result<Saved, CheckpointError> {
     let start = Instant::now();
     let path = store.save(snapshot, step)?;
+    saved.fetch_max(step, Ordering::Relaxed);
     Ok(Saved { step, path, elapsed: start.elapsed() })
 }

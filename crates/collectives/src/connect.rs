@@ -17,7 +17,7 @@ use crate::solo::SoloGroup;
 /// How long to wait for the other ranks before calling them lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For all ranks to meet.
+    /// For all ranks to meet. The launcher's watchdog ends a rank that does not come a minute before, and names it.
     pub init: Duration,
     /// For one operation, which is also how long ranks may be apart when they call it. The launcher's watchdog knows more
     /// and is to speak first: it waits an hour at most where it has learnt nothing yet.
@@ -161,5 +161,20 @@ fn address_error(world: &World, source: &io::Error) -> CommError {
         rank: world.rank,
         address,
         detail: place::why_not_listening(world.master_port, source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use launch::Patience;
+
+    use super::*;
+
+    #[test]
+    fn the_watchdog_speaks_first() {
+        let (timeouts, patience) = (Timeouts::default(), Patience::default());
+        assert!(timeouts.init >= patience.start + Duration::from_secs(60));
+        // Ranks may wait for one of another node, whose launcher has this patience and is told of hangs a lease later.
+        assert!(timeouts.operation >= 2 * patience.unknown + Duration::from_secs(60));
     }
 }

@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 
 use sha2::{Digest, Sha256};
 
@@ -198,6 +199,11 @@ impl Index {
         }
         open.insert(number, Arc::clone(&file));
         Ok(file)
+    }
+
+    /// Whether `thread` waits for the server of a shard.
+    pub(crate) fn waits_for_server(&self, thread: ThreadId) -> bool {
+        self.remote.as_ref().is_some_and(|remote| remote.waits.holds(thread))
     }
 
     fn opened(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<File>>> {

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::batch::{Batch, Cursor};
 use crate::caption::{MAX_WORDS, TextPolicy, blip_caption};
@@ -69,6 +68,7 @@ pub struct Loader {
     /// `None`: the caller judges.
     max_skipped_ratio: Option<f64>,
     prefetch: Prefetch,
+    index: Arc<Index>,
 }
 
 impl Loader {
@@ -81,23 +81,23 @@ impl Loader {
         let max_skipped_ratio = spec.judges.then_some(spec.max_skipped_ratio);
         let mut prefetch = Prefetch::start(&spec.index, &spec.order, spec.shards_ahead)?;
         prefetch.reach(spec.start_position);
-        let workers = spec.workers;
+        let (workers, index) = (spec.workers, Arc::clone(&spec.index));
         let make = move |number| Some(spec.batch(number));
         let batches = Ordered::start("data", workers, BATCHES_AHEAD, make)?;
-        Ok(Self { batches, counters: Counters::default(), max_skipped_ratio, prefetch })
+        Ok(Self { batches, counters: Counters::default(), max_skipped_ratio, prefetch, index })
     }
 
     /// The next batch. Errors end the stream: [`DataError::TooManySkipped`] names the worst shards,
     /// [`DataError::Exhausted`] says that the order has ended, [`DataError::Unreadable`] that a server gave up.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
-        self.next_batch_while(Duration::ZERO, &|| {})
+        self.next_batch_while(&|| {})
     }
 
-    /// As [`Loader::next_batch`]; while it waits, `alive` is called each second for as long as `patience`, in which a
-    /// remote shard may still come. Who is silent for longer hangs.
-    pub fn next_batch_while(&mut self, patience: Duration, alive: &dyn Fn()) -> Result<Batch, DataError> {
+    /// As [`Loader::next_batch`]; `alive` is called after each second in which the thread that makes the batch waits for
+    /// a remote shard that has yet to use up its time. Who is silent hangs elsewhere.
+    pub fn next_batch_while(&mut self, alive: &dyn Fn()) -> Result<Batch, DataError> {
         let ended = || DataError::Worker { worker: "data".into(), message: "the stream has ended".into() };
-        self.batches.wait(patience, alive);
+        self.batches.wait(&|thread| self.index.waits_for_server(thread), alive);
         let batch = self.batches.next().unwrap_or_else(|| Err(ended()))??;
         self.prefetch.reach(batch.cursor.position);
         self.counters.merge(&batch.counters);

@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
@@ -66,16 +66,17 @@ impl<T: Send + 'static> Ordered<T> {
 }
 
 impl<T> Ordered<T> {
-    /// Waits for the next item for at most `patience`, and calls `alive` after each second without one.
-    pub(crate) fn wait(&self, patience: Duration, alive: &dyn Fn()) {
-        let start = Instant::now();
-        let channel = &self.channels[self.next % self.channels.len()];
-        while channel.is_empty() && !self.ended && start.elapsed() < patience {
+    /// Waits for the next item, and calls `alive` after each second in which the thread that makes it is `excused`.
+    pub(crate) fn wait(&self, excused: &dyn Fn(ThreadId) -> bool, alive: &dyn Fn()) {
+        let worker = self.next % self.channels.len();
+        let (channel, thread) = (&self.channels[worker], self.threads[worker].thread().id());
+        while channel.is_empty() && !self.ended {
             let mut one = crossbeam_channel::Select::new();
             one.recv(channel);
             match one.ready_timeout(SECOND) {
                 Ok(_) => return,
-                Err(_) => alive(),
+                Err(_) if excused(thread) => alive(),
+                Err(_) => {}
             }
         }
     }
@@ -172,25 +173,27 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_says_so_each_second_until_its_patience_ends() {
-        let mut items = Ordered::start("test", 1, 1, |number| {
-            std::thread::sleep(Duration::from_millis(2500));
-            (number == 0).then_some(number)
+    fn who_waits_says_so_each_second_in_which_the_one_it_waits_for_is_excused() {
+        let mut items = Ordered::start("test", 2, 1, |number| {
+            // The second thread makes its item at once; it is the first that is waited for.
+            std::thread::sleep(Duration::from_millis(if number == 0 { 3500 } else { 0 }));
+            (number < 2).then_some(number)
         })
         .unwrap();
-        let signs = AtomicUsize::new(0);
+        let first = items.threads[0].thread().id();
+        let (asked, signs) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let excused = |thread| {
+            assert_eq!(thread, first);
+            asked.fetch_add(1, Ordering::SeqCst) != 1
+        };
         let alive = || {
             signs.fetch_add(1, Ordering::SeqCst);
         };
-        items.wait(SECOND, &alive);
-        assert_eq!(signs.load(Ordering::SeqCst), 1, "a second of patience");
-        items.wait(Duration::from_secs(60), &alive);
-        assert_eq!(signs.load(Ordering::SeqCst), 2, "the item comes after two and a half");
-        assert_eq!(items.next().unwrap().unwrap(), 0);
-        let started = Instant::now();
-        drop(items.next());
-        items.wait(Duration::from_secs(60), &alive);
-        assert!(started.elapsed() < Duration::from_secs(10), "behind the end there is nothing to wait for");
+        items.wait(&excused, &alive);
+        let seen = (asked.load(Ordering::SeqCst), signs.load(Ordering::SeqCst));
+        assert_eq!(seen, (3, 2), "of three seconds the second had no excuse");
+        assert_eq!(items.by_ref().map(Result::unwrap).collect::<Vec<_>>(), [0, 1]);
+        items.wait(&|_| true, &|| panic!("behind the end there is nothing to wait for"));
     }
 
     #[test]

@@ -192,6 +192,32 @@ fn with_index_files_a_start_fetches_no_shard() {
     assert_eq!(server.requests(), 10);
 }
 
+#[test]
+fn a_loader_says_that_it_waits_only_while_a_shard_keeps_its_thread_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let pattern = [common::write_shards(folder.path(), 1, 20)];
+    write_index_files(&pattern, true).unwrap();
+    let server = Server::start(Duration::ZERO, |path, _| {
+        // Without this the first batch would be there before a second has passed.
+        let slow = !is_index(path);
+        std::thread::sleep(Duration::from_millis(if slow { 2500 } else { 0 }));
+        None
+    });
+    for name in ["00000.tar", "00000.tar.index"] {
+        server.put(&format!("/{name}"), std::fs::read(folder.path().join(name)).unwrap());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let patient = RemoteOptions { stall_timeout: Duration::from_secs(10), ..options(dir.path()) };
+    let index = Arc::new(open(&server, "/00000.tar", patient).unwrap());
+    let mut loader = Loader::start(LoaderSpec { global_batch: 20, ..spec(index) }).unwrap();
+    let signs = std::cell::Cell::new(0);
+    let alive = || signs.set(signs.get() + 1);
+    assert_eq!(loader.next_batch_while(&alive).unwrap().samples.len(), 20);
+    assert_eq!(signs.get(), 2, "two whole seconds of waiting");
+    loader.next_batch_while(&alive).unwrap();
+    assert_eq!(signs.get(), 2, "the shard is here");
+}
+
 /// Time of one epoch through a server, and how many samples came.
 fn epoch(server: &Server, shards: usize, samples: usize) -> (Duration, usize) {
     let dir = tempfile::tempdir().unwrap();

@@ -1,12 +1,14 @@
 //! The smallest worker that keeps the contract, and a launcher for it. The process tests run both.
 //!
 //! `probe launch DIR NPROC` launches `probe work DIR` NPROC times; each worker writes `DIR/pid-RANK`, waits, and ends
-//! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch.
+//! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch; with `steps` behind it, of one
+//! of the other kind.
 //!
 //! `probe steps DIR` takes 40 steps together with the other ranks, who meet in files, and does in one of them what
-//! `DIR/fault-RANK` says.
+//! `DIR/fault-RANK` says, a line for each generation. Every tenth step it says that it has written a checkpoint.
 
 use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -25,8 +27,13 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
-        ["launch", dir, nproc] => start(Path::new(dir), nproc, Nodes::one()),
-        ["node", dir, nproc, rdzv] => rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv))),
+        ["launch", dir, nproc] => start(Path::new(dir), nproc, Nodes::one(), "work"),
+        ["node", dir, nproc, rdzv] => {
+            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv), "work"))
+        }
+        ["node", dir, nproc, rdzv, "steps"] => {
+            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv), "steps"))
+        }
         ["work", dir] => work(Path::new(dir)),
         ["steps", dir] => steps(Path::new(dir)),
         _ => Err(LaunchError::Arguments { detail: "probe launch DIR NPROC | probe work DIR".into() }),
@@ -46,16 +53,21 @@ fn two(rdzv: launch::Rdzv) -> Nodes {
     Nodes { nnodes: 2, rdzv: Some(rdzv), lease, join, ..Nodes::one() }
 }
 
-fn start(dir: &Path, nproc: &str, nodes: Nodes) -> Result<Exit, LaunchError> {
+/// So that a test need not wait for ten seconds.
+fn impatient() -> Patience {
+    Patience { floor: Duration::from_millis(1500), ..Patience::default() }
+}
+
+fn start(dir: &Path, nproc: &str, nodes: Nodes, task: &str) -> Result<Exit, LaunchError> {
     let bad = |detail: String| LaunchError::Arguments { detail };
     let spec = LaunchSpec {
         worker: std::env::current_exe().map_err(|e| bad(e.to_string()))?,
-        args: vec!["work".into(), dir.into()],
+        args: vec![task.into(), dir.into()],
         nproc: nproc.parse().map_err(|_| bad(format!("{nproc:?} is no number")))?,
         run_dir: dir.into(),
         max_restarts: if nodes.nnodes > 1 { 2 } else { 0 },
         nodes,
-        patience: Patience::default(),
+        patience: if task == "steps" { impatient() } else { Patience::default() },
     };
     launch(&spec, &|line| eprintln!("{line}"))
 }
@@ -64,6 +76,7 @@ fn work(dir: &Path) -> Result<Exit, LaunchError> {
     let world = World::from_env()?;
     die_with_parent(&world)?;
     let stop = StopFlag::install()?;
+    eprintln!("rank {} at a terminal: {}", world.rank, std::io::stderr().is_terminal());
     // With several nodes a test wants to know all ranks of a generation; with one the rank is enough.
     let name = match world.local_world_size == world.world_size {
         true => format!("pid-{}", world.rank),
@@ -81,20 +94,25 @@ fn steps(dir: &Path) -> Result<Exit, LaunchError> {
     let world = World::from_env()?;
     die_with_parent(&world)?;
     let page = ProgressPage::from_env();
-    let fault = dir.join(format!("fault-{}", world.rank));
-    for step in 0..STEPS {
-        for phase in [WorkerPhase::Data, WorkerPhase::Compute] {
-            page.write(phase, step);
-            std::thread::sleep(Duration::from_millis(2));
-            let wanted = fs::read_to_string(&fault).unwrap_or_default();
-            if let Some(what) = wanted.strip_prefix(&format!("{step} {} ", phase.name())) {
-                // Once only: the next generation comes through.
-                let _ = fs::remove_file(&fault);
-                suffer(what.trim());
-            }
+    let faults = fs::read_to_string(dir.join(format!("fault-{}", world.rank))).unwrap_or_default();
+    let fault =
+        faults.lines().nth(usize::try_from(world.generation).unwrap_or(usize::MAX)).unwrap_or_default();
+    let go_through = |phase: WorkerPhase, step| {
+        page.write(phase, step);
+        std::thread::sleep(Duration::from_millis(2));
+        if let Some(what) = fault.strip_prefix(&format!("{step} {} ", phase.name())) {
+            suffer(what);
         }
+    };
+    for step in 0..STEPS {
+        go_through(WorkerPhase::Data, step);
+        go_through(WorkerPhase::Compute, step);
         page.write(WorkerPhase::Reduce, step);
         meet(dir, &world, step)?;
+        if step > 0 && step.is_multiple_of(10) {
+            go_through(WorkerPhase::Save, step);
+            page.saved(0, step);
+        }
     }
     page.write(WorkerPhase::End, STEPS);
     Ok(Exit::Done)
@@ -106,6 +124,8 @@ fn suffer(what: &str) {
         "stop" => drop(raise(Signal::SIGSTOP)),
         "spin" => while start.elapsed() < AT_MOST {},
         "sleep" => std::thread::sleep(AT_MOST),
+        // Longer than two hangs may take to be seen.
+        "nap" => std::thread::sleep(Duration::from_secs(6)),
         "abort" => std::process::abort(),
         "panic" => panic!("as the test wants"),
         // The first one only takes Rust's own handler away.

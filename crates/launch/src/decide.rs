@@ -27,8 +27,8 @@ pub(crate) struct Ended {
 #[derive(Debug, Clone)]
 pub(crate) struct Fleet {
     pub nproc: usize,
-    /// Times the set was formed again before this generation.
-    pub restarts: u32,
+    /// Its number.
+    pub generation: u32,
     pub ended: Vec<Ended>,
     /// When the launcher told the rest to end because one had failed.
     pub told_to_end: Option<Duration>,
@@ -48,7 +48,6 @@ pub(crate) struct Policy {
     pub grace: Duration,
     /// The same where no worker can have work worth finishing.
     pub short_grace: Duration,
-    pub max_restarts: u32,
 }
 
 /// What to do next.
@@ -59,7 +58,7 @@ pub(crate) enum Action {
     Terminate,
     /// SIGKILL to all that run.
     Kill,
-    /// All have ended: form the set again.
+    /// All have ended: form the set again, if the budget allows it.
     Restart,
     /// All have ended for good.
     Exit(Exit),
@@ -86,7 +85,7 @@ pub(crate) fn decide(now: Duration, fleet: &Fleet, policy: &Policy) -> Action {
                 false => Action::Kill,
             }
         }
-        (Some(cause), _) => fleet.verdict(cause, policy),
+        (Some(cause), _) => fleet.verdict(cause),
     }
 }
 
@@ -100,8 +99,8 @@ fn grace(exit: Exit, policy: &Policy) -> Duration {
 }
 
 impl Fleet {
-    pub(crate) fn new(nproc: usize, restarts: u32, stop: Option<i32>) -> Self {
-        Self { nproc, restarts, ended: Vec::new(), told_to_end: None, stop, hang: None }
+    pub(crate) fn new(nproc: usize, generation: u32, stop: Option<i32>) -> Self {
+        Self { nproc, generation, ended: Vec::new(), told_to_end: None, stop, hang: None }
     }
 
     /// The worker whose end means that the others cannot go on; `None` while all is well.
@@ -135,13 +134,11 @@ impl Fleet {
         }
     }
 
-    fn verdict(&self, cause: &Ended, policy: &Policy) -> Action {
+    fn verdict(&self, cause: &Ended) -> Action {
         match self.exit(cause) {
             // A peer that left with its checkpoint first pulls the rest out of their collective, whoever asked it to.
             Exit::Unavailable if self.any_stopped() => Action::Exit(Exit::Stopped),
-            Exit::Unavailable if self.stop.is_none() && self.restarts < policy.max_restarts => {
-                Action::Restart
-            }
+            Exit::Unavailable if self.stop.is_none() => Action::Restart,
             exit => Action::Exit(exit),
         }
     }
@@ -159,7 +156,6 @@ mod tests {
         settle: Duration::from_millis(100),
         grace: Duration::from_secs(5),
         short_grace: Duration::from_secs(1),
-        max_restarts: 1,
     };
     const SIGTERM: i32 = 15;
     const SIGKILL: i32 = 9;
@@ -196,8 +192,6 @@ mod tests {
         fleet.ended.push(Ended { rank: 0, end: End::Signal(SIGKILL), at: ms(6101) });
         assert_eq!(decide(ms(6102), &fleet, &POLICY), Action::Restart);
         assert_eq!(fleet.cause().unwrap().rank, 1);
-        fleet.restarts = 1;
-        assert_eq!(decide(ms(6102), &fleet, &POLICY), Action::Exit(Exit::Unavailable));
     }
 
     #[test]

@@ -42,12 +42,12 @@ pub enum LaunchError {
         /// The operating system's answer.
         source: std::io::Error,
     },
-    /// Another launcher holds the run folder: wait for it, or name another folder.
+    /// Another process holds the run folder: wait for it, or name another folder.
     #[error("run folder {} is in use by process {pid} on {host}; wait for it, or name another run.dir", run_dir.display())]
     Busy {
         /// The run folder.
         run_dir: PathBuf,
-        /// Where the other launcher runs.
+        /// Where the other one runs.
         host: String,
         /// Its process id.
         pid: u32,

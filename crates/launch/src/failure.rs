@@ -35,7 +35,7 @@ pub struct Failure {
     pub seconds_since_start: f64,
     /// Its log.
     pub log: PathBuf,
-    /// Its last lines, at most 100; empty for a rank 0 that wrote to a terminal.
+    /// Its last lines, at most 100.
     pub last_lines: Vec<String>,
     /// How the others ended, in order of time.
     pub others: Vec<OtherEnd>,
@@ -63,7 +63,7 @@ impl Failure {
         others.sort_by_key(|ended| ended.at);
         Self {
             rank: first_rank + cause.rank,
-            generation: fleet.restarts,
+            generation: fleet.generation,
             exit_code,
             signal,
             phase: beat.as_ref().map(|beat| beat.phase),

@@ -12,9 +12,10 @@ use crate::coordinator::{News, Place};
 use crate::decide::{Action, End, Fleet, Policy, decide};
 use crate::failure::{FAILURE, Failure};
 use crate::fleet::Processes;
-use crate::meeting::{Meeting, Next, Settled, stop_signal};
+use crate::meeting::{Meeting, Next, Outcome, Settled, stop_signal};
 use crate::nodes::{Nodes, run_id};
 use crate::progress::monotonic_ns;
+use crate::standing::Standing;
 use crate::stop::StopSignals;
 use crate::watch::{Sight, Watch};
 use crate::watchdog::Patience;
@@ -37,7 +38,8 @@ pub struct LaunchSpec {
     pub nproc: usize,
     /// The run folder, the same for all nodes: `failure.json` and `logs/rank-N.log` go there.
     pub run_dir: PathBuf,
-    /// How many times the set of workers is formed again after a failure that another try may not meet.
+    /// How many times in a row the set of workers is formed again after a failure that another try may not meet. A new
+    /// checkpoint gives them back.
     pub max_restarts: u32,
     /// The nodes of the run.
     pub nodes: Nodes,
@@ -54,7 +56,7 @@ pub struct LaunchSpec {
 /// on a thread that lives as long as the process.
 ///
 /// Returns the meaning of the first failing worker's exit code ([`Exit::Unavailable`] for a signal or a code outside
-/// the contract), [`Exit::Stopped`] when the workers ended because of a signal, [`Exit::Done`] when all are done.
+/// the contract; [`Exit::GiveUp`] after three tries in a row without a new checkpoint), [`Exit::Stopped`] when the workers ended because of a signal, [`Exit::Done`] when all are done.
 ///
 /// # Errors
 /// [`LaunchError::Arguments`] for no workers, [`LaunchError::Busy`] when another launcher holds the run folder,
@@ -78,16 +80,16 @@ pub fn launch(spec: &LaunchSpec, report: &dyn Fn(&str)) -> Result<Exit, LaunchEr
         meeting,
         failed_ns: None,
     };
-    let mut restarts = 0;
+    let mut generation = 0;
     loop {
-        let place = match launcher.meeting.next(spec, restarts, &launcher.signals)? {
+        let place = match launcher.meeting.next(spec, generation, &launcher.signals)? {
             Next::Start(place) => place,
             Next::Exit(exit) => return Ok(exit),
         };
-        match launcher.run_generation(&place)? {
-            Some(exit) => return Ok(exit),
-            None => restarts += 1,
+        if let Some(exit) = launcher.run_generation(&place)? {
+            return Ok(exit);
         }
+        generation += 1;
     }
 }
 
@@ -116,7 +118,9 @@ impl Launcher<'_> {
         let mut fleet = Fleet::new(self.spec.nproc, place.generation, None);
         let local = self.supervise(&mut processes, &mut fleet, place)?;
         let cause = fleet.cause().map(|ended| place.first_rank + ended.rank);
-        let settled = self.meeting.settle(place.generation, local, cause);
+        let saved = (0..self.spec.nproc).filter_map(|worker| processes.beat(worker)).map(|beat| beat.saved);
+        let outcome = Outcome { local, cause, saved: saved.max().unwrap_or(0) };
+        let settled = self.meeting.settle(place.generation, &outcome);
         self.failed_ns = failed_ns(&fleet, self.clock);
         self.report_outcome(&settled, &fleet, &processes, place);
         Ok(settled.exit)
@@ -128,19 +132,16 @@ impl Launcher<'_> {
         fleet: &mut Fleet,
         place: &Place,
     ) -> Result<Option<Exit>, LaunchError> {
-        let policy = Policy {
-            settle: SETTLE,
-            grace: GRACE,
-            short_grace: SHORT_GRACE,
-            // With several nodes it is for the coordinator to form the set again.
-            max_restarts: if place.nnodes > 1 { 0 } else { self.spec.max_restarts },
-        };
+        let policy = Policy { settle: SETTLE, grace: GRACE, short_grace: SHORT_GRACE };
         let mut watch = Watch::new(self.spec.patience, fleet.nproc, place.first_rank, self.failed_ns.take());
         loop {
-            self.heed_signals(processes, fleet, place);
+            if let Some(others) = self.heed_signals(processes, fleet, place) {
+                watch.others = Some(others);
+            }
             for sight in watch.look(processes, fleet) {
                 self.heed(sight, processes, fleet, place);
             }
+            self.meeting.stands(place.generation, || watch.standing(processes));
             let now = self.clock.elapsed();
             match decide(now, fleet, &policy) {
                 Action::Wait => {}
@@ -150,7 +151,10 @@ impl Launcher<'_> {
                     fleet.told_to_end = Some(now);
                 }
                 Action::Kill => processes.signal(Signal::SIGKILL),
-                Action::Restart => return Ok(None),
+                Action::Restart => {
+                    self.tell_failure(fleet, place);
+                    return Ok(None);
+                }
                 Action::Exit(exit) => {
                     self.tell_failure(fleet, place);
                     return Ok(Some(exit));
@@ -160,8 +164,9 @@ impl Launcher<'_> {
         }
     }
 
-    /// What was asked of this launcher: by a person or a scheduler, or by the coordinator.
-    fn heed_signals(&mut self, processes: &Processes, fleet: &mut Fleet, place: &Place) {
+    /// What was asked of this launcher: by a person or a scheduler, or by the coordinator, which also tells how far other
+    /// nodes have come.
+    fn heed_signals(&mut self, processes: &Processes, fleet: &mut Fleet, place: &Place) -> Option<Standing> {
         if let (None, Some(signal)) = (fleet.stop, self.signals.received()) {
             (self.report)(&format!("{signal} received; asking the workers to stop with a checkpoint"));
             stop(signal, processes, fleet);
@@ -181,8 +186,12 @@ impl Launcher<'_> {
                 (self.report)("node 0 is gone; ending the workers");
                 self.end(processes, fleet);
             }
+            Some(News::Others { generation, standing }) if generation == place.generation => {
+                return Some(standing);
+            }
             _ => {}
         }
+        None
     }
 
     fn end(&self, processes: &Processes, fleet: &mut Fleet) {
@@ -223,7 +232,14 @@ impl Launcher<'_> {
         let failure = Failure::new(fleet, cause, processes, place.first_rank);
         let next = match settled.exit {
             None => {
-                format!("starting all ranks again ({} of {})", fleet.restarts + 1, self.spec.max_restarts)
+                let of = |spent| format!(" ({spent} of {} without a new checkpoint)", self.spec.max_restarts);
+                format!("starting all ranks again{}", settled.spent.map_or(String::new(), of))
+            }
+            Some(Exit::GiveUp) if fleet.exit(cause) == Exit::Unavailable => {
+                format!(
+                    "nothing new was saved in the last tries, ending with exit code {}",
+                    Exit::GiveUp.code()
+                )
             }
             Some(exit) => format!("ending with exit code {}", exit.code()),
         };
@@ -234,7 +250,6 @@ impl Launcher<'_> {
         }
         let path = run_dir.join(FAILURE);
         let output = match failure.last_lines.is_empty() {
-            true if failure.rank == 0 => "what it said stands above".into(),
             true => "it said nothing".into(),
             false => format!("its whole log: {}", failure.log.display()),
         };

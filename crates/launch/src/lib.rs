@@ -11,6 +11,7 @@
 //!
 //! This crate is the only reader of the environment; it opens no tensor and reads no training config.
 
+mod budget;
 mod command;
 mod coordinator;
 mod cores;
@@ -28,8 +29,10 @@ mod parent;
 mod progress;
 mod run_lock;
 mod slurm;
+mod standing;
 mod stop;
 mod straggler;
+mod terminal;
 mod watch;
 mod watchdog;
 mod worker_log;
@@ -47,6 +50,7 @@ pub use nodes::{Detected, NodeFlags, Nodes, Rdzv, detect};
 pub use nproc::Nproc;
 pub use parent::die_with_parent;
 pub use progress::{ProgressPage, WorkerPhase};
+pub use run_lock::RunLock;
 pub use stop::StopFlag;
 pub use watchdog::Patience;
 pub use world::{Source, World};

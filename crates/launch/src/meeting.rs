@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use sha2::{Digest, Sha256};
 
+use crate::budget::Budget;
 use crate::command::Generation;
 use crate::coordinator::{self, Hello, Member, News, Place, Rules, exit_of};
 use crate::launcher::LaunchSpec;
 use crate::nodes::{Rdzv, run_id};
-use crate::run_lock::LauncherLock;
+use crate::run_lock::RunLock;
+use crate::standing::Standing;
 use crate::stop::StopSignals;
 use crate::world::LOOPBACK;
 use crate::{Exit, LaunchError, environment};
@@ -32,7 +34,7 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// Who decides for this node.
 pub(crate) enum Meeting {
     /// It does.
-    Alone,
+    Alone { budget: Budget },
     /// The coordinator on node 0.
     Member { member: Member, stop_told: bool },
 }
@@ -43,12 +45,24 @@ pub(crate) enum Next {
     Exit(Exit),
 }
 
+/// How a generation ended on this node.
+pub(crate) struct Outcome {
+    /// The run's exit if this node were alone; `None` for a failure that another try may not meet.
+    pub local: Option<Exit>,
+    /// The first failing rank of this node.
+    pub cause: Option<usize>,
+    /// The furthest checkpoint that one of its workers wrote.
+    pub saved: u64,
+}
+
 /// How a generation ended for all nodes.
 pub(crate) struct Settled {
     /// The whole run's exit, unless the set is formed again.
     pub exit: Option<Exit>,
     /// The first failing worker was one of this node.
     pub ours: bool,
+    /// Restarts in a row without a new checkpoint, where this node decides.
+    pub spent: Option<u32>,
 }
 
 impl Meeting {
@@ -57,14 +71,15 @@ impl Meeting {
     pub(crate) fn open(
         spec: &LaunchSpec,
         report: &dyn Fn(&str),
-    ) -> Result<(Self, Option<LauncherLock>), LaunchError> {
+    ) -> Result<(Self, Option<RunLock>), LaunchError> {
         let nodes = &spec.nodes;
         let Some(rdzv) = nodes.rdzv.as_ref().filter(|_| nodes.nnodes > 1) else {
-            return Ok((Self::Alone, Some(LauncherLock::acquire(&spec.run_dir, 0)?)));
+            let budget = Budget::new(spec.max_restarts);
+            return Ok((Self::Alone { budget }, Some(RunLock::of_launcher(&spec.run_dir, 0)?)));
         };
         let listener = listener(rdzv, nodes.node_rank)?;
         let node_rank = if listener.is_some() { Some(0) } else { nodes.node_rank };
-        let lock = node_rank.map(|rank| LauncherLock::acquire(&spec.run_dir, rank)).transpose()?;
+        let lock = node_rank.map(|rank| RunLock::of_launcher(&spec.run_dir, rank)).transpose()?;
         let token = token(&spec.run_dir)?;
         let hello = Hello {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -92,11 +107,11 @@ impl Meeting {
     pub(crate) fn next(
         &mut self,
         spec: &LaunchSpec,
-        restarts: u32,
+        generation: u32,
         signals: &StopSignals,
     ) -> Result<Next, LaunchError> {
         let Self::Member { member, stop_told } = self else {
-            return Ok(Next::Start(alone(spec.nproc, restarts)?));
+            return Ok(Next::Start(alone(spec.nproc, generation)?));
         };
         loop {
             tell_stop(member, stop_told, signals);
@@ -108,7 +123,8 @@ impl Meeting {
                 }
                 // What its workers had is on the disk; the scheduler starts all nodes again.
                 Some(News::Lost) => return Ok(Next::Exit(Exit::Stopped)),
-                Some(News::Over { .. } | News::End { .. } | News::Stop { .. }) | None => {}
+                Some(News::Over { .. } | News::End { .. } | News::Stop { .. } | News::Others { .. })
+                | None => {}
             }
         }
     }
@@ -127,25 +143,40 @@ impl Meeting {
         }
     }
 
-    /// Says that all workers of this node have ended, and waits for those of the others. `local` is what it would mean
-    /// for this node alone, `cause` this node's first failing rank.
-    pub(crate) fn settle(&mut self, generation: u32, local: Option<Exit>, cause: Option<usize>) -> Settled {
-        let Self::Member { member, .. } = self else {
-            return Settled { exit: local, ours: cause.is_some() };
+    /// Says now and then how far the workers of this node have come, for nodes that wait for it.
+    pub(crate) fn stands(&mut self, generation: u32, standing: impl FnOnce() -> Option<Standing>) {
+        if let Self::Member { member, .. } = self {
+            member.stands(generation, standing);
+        }
+    }
+
+    /// Says that all workers of this node have ended, and waits for those of the others.
+    pub(crate) fn settle(&mut self, generation: u32, outcome: &Outcome) -> Settled {
+        let &Outcome { local, cause, saved } = outcome;
+        let member = match self {
+            Self::Member { member, .. } => member,
+            Self::Alone { budget } => {
+                let (exit, spent) = match (local, budget.restart(saved)) {
+                    (Some(exit), _) | (None, Err(exit)) => (Some(exit), None),
+                    (None, Ok(spent)) => (None, Some(spent)),
+                };
+                return Settled { exit, ours: cause.is_some(), spent };
+            }
         };
         let code = local.unwrap_or(Exit::Unavailable).code();
-        member.tell(&coordinator::FromNode::Ended { generation, code });
+        member.tell(&coordinator::FromNode::Ended { generation, code, saved });
         let start = Instant::now();
         while start.elapsed() < SETTLED {
             match member.news(TICK) {
                 Some(News::Over { generation: over, cause: first, code }) if over == generation => {
-                    return Settled { exit: code.map(exit_of), ours: first.is_some() && first == cause };
+                    let ours = first.is_some() && first == cause;
+                    return Settled { exit: code.map(exit_of), ours, spent: None };
                 }
                 Some(News::Lost) => break,
                 _ => {}
             }
         }
-        Settled { exit: Some(Exit::Stopped), ours: cause.is_some() }
+        Settled { exit: Some(Exit::Stopped), ours: cause.is_some(), spent: None }
     }
 }
 

@@ -93,8 +93,9 @@ impl WorkerPhase {
 }
 
 const PHASES: usize = WorkerPhase::ALL.len();
-/// Sequence number, phase, step, time; three numbers a phase; checksum.
-const WORDS: usize = 4 + 3 * PHASES + 1;
+/// Sequence number, phase, step, time, checkpoint; three numbers a phase; checksum.
+const HEAD: usize = 5;
+const WORDS: usize = HEAD + 3 * PHASES + 1;
 const BYTES: usize = 8 * WORDS;
 
 /// What a page says. Times are nanoseconds of the machine's monotonic clock.
@@ -106,6 +107,8 @@ pub(crate) struct Beat {
     pub step: u64,
     /// Since when it has been in this phase at this step.
     pub since_ns: u64,
+    /// Grows with each checkpoint that is on the disk; 0 before the first.
+    pub saved: u64,
     visits: [Visits; PHASES],
 }
 
@@ -119,7 +122,8 @@ pub(crate) struct Visits {
 
 impl Beat {
     pub(crate) fn first(now_ns: u64) -> Self {
-        Self { sequence: 0, phase: WorkerPhase::Start, step: 0, since_ns: now_ns, visits: Default::default() }
+        let (phase, visits) = (WorkerPhase::Start, Default::default());
+        Self { sequence: 0, phase, step: 0, since_ns: now_ns, saved: 0, visits }
     }
 
     pub(crate) fn visits(&self, phase: WorkerPhase) -> Visits {
@@ -135,7 +139,7 @@ impl Beat {
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let mut words = vec![self.sequence, self.phase as u64, self.step, self.since_ns];
+        let mut words = vec![self.sequence, self.phase as u64, self.step, self.since_ns, self.saved];
         words.extend(self.visits.iter().flat_map(|v| [v.count, v.total_ns, v.last_ns]));
         words.push(checksum(&words));
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
@@ -151,10 +155,11 @@ impl Beat {
         }
         let phase = *WorkerPhase::ALL.get(usize::try_from(words[1]).ok()?)?;
         let mut visits = [Visits::default(); PHASES];
-        for (visits, numbers) in visits.iter_mut().zip(words[4..].chunks_exact(3)) {
+        for (visits, numbers) in visits.iter_mut().zip(words[HEAD..].chunks_exact(3)) {
             *visits = Visits { count: numbers[0], total_ns: numbers[1], last_ns: numbers[2] };
         }
-        Some(Self { sequence: words[0], phase, step: words[2], since_ns: words[3], visits })
+        let [sequence, _, step, since_ns, saved] = *words.first_chunk::<HEAD>()?;
+        Some(Self { sequence, phase, step, since_ns, saved, visits })
     }
 }
 
@@ -197,11 +202,27 @@ impl ProgressPage {
         self.advance(phase, |beat| if beat.phase == phase { beat.step + 1 } else { 0 });
     }
 
+    /// Says that the checkpoint of `step` of the run's part number `part` (later parts count higher) is on the disk: the
+    /// launcher forgets the restarts that it took to get there.
+    pub fn saved(&self, part: u16, step: u64) {
+        let saved = (u64::from(part) + 1) << 48 | step.min((1 << 48) - 1);
+        self.change(|beat| {
+            beat.sequence += 1;
+            beat.saved = beat.saved.max(saved);
+        });
+    }
+
     fn advance(&self, phase: WorkerPhase, step: impl FnOnce(&Beat) -> u64) {
+        self.change(|beat| {
+            let step = step(beat);
+            beat.advance(phase, step, monotonic_ns());
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Beat)) {
         let Some(page) = &self.page else { return };
         let Ok(mut beat) = self.beat.lock() else { return };
-        let step = step(&beat);
-        beat.advance(phase, step, monotonic_ns());
+        change(&mut beat);
         // A launcher that is gone reads no more; then the kernel ends this process anyway.
         let _ = page.write_all_at(&beat.to_bytes(), 0);
     }
@@ -261,6 +282,21 @@ mod tests {
         assert!((before..=monotonic_ns()).contains(&beat.since_ns));
         assert_eq!(beat.visits(WorkerPhase::Data).count, 1);
         assert_eq!(beat.visits(WorkerPhase::Compute).count, 0);
+    }
+
+    #[test]
+    fn a_later_part_of_the_run_has_saved_more_and_nothing_is_taken_back() {
+        let page = PageReader::new().unwrap();
+        let writer = writer(&page);
+        let mut before = 0;
+        for (part, step) in [(0, 5), (0, 6), (1, 1), (1, 7), (2, 0)] {
+            writer.saved(part, step);
+            let beat = page.read().unwrap();
+            assert!(beat.saved > before && beat.phase == WorkerPhase::Start, "{part}, {step}");
+            before = beat.saved;
+        }
+        writer.saved(1, 9);
+        assert_eq!(page.read().unwrap().saved, before);
     }
 
     #[test]

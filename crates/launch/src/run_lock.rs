@@ -1,6 +1,6 @@
-//! One run folder, one launcher on each node.
+//! One run folder, one launcher on each node and one run.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -8,25 +8,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::LaunchError;
 
-/// Who launches into a run folder, for the message of those who want to as well.
+/// Who holds a run folder, for the message of those who want to as well.
 #[derive(Debug, Serialize, Deserialize)]
 struct Holder {
     host: String,
     pid: u32,
 }
 
-/// The run folder is this launcher's for as long as this lives. The system lets go of it when the process ends,
-/// however it ends; workers have a lock of their own, against those that nobody of ours launched.
+/// A run folder is this process's for as long as this lives. The system lets go of it when the process ends, however it
+/// ends. Launchers and workers have locks of their own: workers may have been started by somebody else.
 #[derive(Debug)]
-pub(crate) struct LauncherLock {
+pub struct RunLock {
     _file: File,
 }
 
-impl LauncherLock {
-    /// Takes the folder for node `node_rank`, without waiting.
-    pub(crate) fn acquire(run_dir: &Path, node_rank: usize) -> Result<Self, LaunchError> {
-        let path = run_dir.join(format!(".launcher-{node_rank}.lock"));
+impl RunLock {
+    /// Takes the folder for the worker that writes into it, making it if need be. Never waits.
+    ///
+    /// # Errors
+    /// [`LaunchError::Busy`] naming host and process of the holder, [`LaunchError::Write`] when the file system gives no
+    /// lock.
+    pub fn of_worker(run_dir: &Path) -> Result<Self, LaunchError> {
+        Self::acquire(run_dir, ".lock")
+    }
+
+    /// Takes the folder for the launcher of node `node_rank`.
+    pub(crate) fn of_launcher(run_dir: &Path, node_rank: usize) -> Result<Self, LaunchError> {
+        Self::acquire(run_dir, &format!(".launcher-{node_rank}.lock"))
+    }
+
+    fn acquire(run_dir: &Path, name: &str) -> Result<Self, LaunchError> {
+        let path = run_dir.join(name);
         let failed = |source| LaunchError::Write { path: path.clone(), source };
+        fs::create_dir_all(run_dir).map_err(failed)?;
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = opened.map_err(failed)?;
         match file.try_lock() {
@@ -61,14 +75,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_launcher_is_told_who_was_first() {
+    fn the_second_is_told_who_was_first() {
         let dir = tempfile::tempdir().unwrap();
-        let first = LauncherLock::acquire(dir.path(), 0).unwrap();
-        LauncherLock::acquire(dir.path(), 1).expect("another node's launcher may come");
-        let error = LauncherLock::acquire(dir.path(), 0).unwrap_err();
-        assert_eq!(error.exit(), crate::Exit::Busy);
-        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        let new = dir.path().join("new");
+        let (first, _worker) = (
+            RunLock::of_launcher(&new, 0).unwrap(),
+            RunLock::of_worker(&new).expect("workers have their own"),
+        );
+        RunLock::of_launcher(&new, 1).expect("another node's launcher may come");
+        for second in [RunLock::of_launcher(&new, 0), RunLock::of_worker(&new)] {
+            let error = second.unwrap_err();
+            assert_eq!(error.exit(), crate::Exit::Busy);
+            assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        }
         drop(first);
-        LauncherLock::acquire(dir.path(), 0).expect("it is free again");
+        RunLock::of_launcher(&new, 0).expect("it is free again");
     }
 }

@@ -3,6 +3,7 @@
 use crate::decide::Fleet;
 use crate::fleet::Processes;
 use crate::progress::{WorkerPhase, monotonic_ns};
+use crate::standing::Standing;
 use crate::straggler::Stragglers;
 use crate::watchdog::{Hang, Patience, Watchdog};
 
@@ -13,6 +14,8 @@ pub(crate) struct Watch {
     first_rank: usize,
     /// After a failure: its time on the monotonic clock, until training goes on.
     failed_ns: Option<u64>,
+    /// How far the other nodes have come, as they last said.
+    pub others: Option<Standing>,
 }
 
 /// What is worth telling.
@@ -23,8 +26,8 @@ pub(crate) enum Sight {
 
 impl Watch {
     pub(crate) fn new(patience: Patience, workers: usize, first_rank: usize, failed_ns: Option<u64>) -> Self {
-        let watchdog = Watchdog::new(patience, workers);
-        Self { watchdog, stragglers: Stragglers::default(), first_rank, failed_ns }
+        let watchdog = Watchdog::new(patience, workers, monotonic_ns());
+        Self { watchdog, stragglers: Stragglers::default(), first_rank, failed_ns, others: None }
     }
 
     /// Reads all pages once.
@@ -49,7 +52,7 @@ impl Watch {
         }
         let (running, vital) = (|worker| processes.is_running(worker), |worker| processes.vital(worker));
         if fleet.hang.is_none()
-            && let Some(hang) = self.watchdog.hang(monotonic_ns(), &running, &vital)
+            && let Some(hang) = self.watchdog.hang(monotonic_ns(), self.others, &running, &vital)
         {
             sights.push(Sight::Hang(hang));
         }
@@ -62,5 +65,10 @@ impl Watch {
             )));
         }
         sights
+    }
+
+    /// How far this node has come.
+    pub(crate) fn standing(&self, processes: &Processes) -> Option<Standing> {
+        self.watchdog.standing(monotonic_ns(), &|worker| processes.is_running(worker))
     }
 }

@@ -1,18 +1,25 @@
 //! What a worker prints: to the terminal, to its log, and its last lines for the report.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::LaunchError;
+use crate::terminal::{Plain, terminal_like};
 
 /// Lines of a failed worker that go into the report.
 const MAX_LINES: usize = 100;
 /// Bytes searched for them, so that one endless line costs no memory.
 const MAX_TAIL_BYTES: u64 = 64 * 1024;
+
+/// What a person reads.
+trait Screen: Write + Send + fmt::Debug {}
+impl<T: Write + Send + fmt::Debug> Screen for T {}
 
 /// The log of one worker of one generation. Earlier launches' lines stay in the file, in front.
 #[derive(Debug)]
@@ -21,6 +28,8 @@ pub(crate) struct WorkerLog {
     file: File,
     /// Where this generation's lines begin.
     start: u64,
+    /// Our ends of the terminals that rank 0 writes to, and where it goes on to.
+    terminals: Vec<(File, Box<dyn Screen>)>,
     pumps: Vec<JoinHandle<()>>,
 }
 
@@ -35,7 +44,7 @@ impl WorkerLog {
             Ok((file, start))
         };
         match open() {
-            Ok((file, start)) => Ok(Self { path, file, start, pumps: Vec::new() }),
+            Ok((file, start)) => Ok(Self { path, file, start, terminals: Vec::new(), pumps: Vec::new() }),
             Err(source) => Err(LaunchError::Write { path, source }),
         }
     }
@@ -45,26 +54,43 @@ impl WorkerLog {
         &self.path
     }
 
-    /// Says where the worker's output goes. Rank 0 keeps the terminal, because progress bars need one; where there is
-    /// none its output is passed on and logged. Other ranks write into their log.
-    pub(crate) fn connect(&self, command: &mut Command, rank: usize) -> io::Result<()> {
+    /// Says where the worker's output goes. Rank 0's is passed on and logged, through a terminal where we have one, because
+    /// progress bars need it. Other ranks write into their log.
+    pub(crate) fn connect(&mut self, command: &mut Command, rank: usize) -> io::Result<()> {
         let log = || self.file.try_clone().map(Stdio::from);
-        let shown = |is_terminal: bool| if is_terminal { Stdio::inherit() } else { Stdio::piped() };
         match rank {
-            0 => command.stdout(shown(io::stdout().is_terminal())).stderr(shown(io::stderr().is_terminal())),
+            0 => {
+                let (stdout, stderr) = (self.shown(io::stdout()), self.shown(io::stderr()));
+                command.stdout(stdout).stderr(stderr)
+            }
             _ => command.stdout(log()?).stderr(log()?),
         };
         command.stdin(Stdio::null());
         Ok(())
     }
 
-    /// Starts passing on what comes through pipes.
+    /// Without a terminal to give, bars are missed, and nothing else.
+    fn shown(&mut self, to: impl IsTerminal + AsFd + Screen + 'static) -> Stdio {
+        match to.is_terminal().then(|| terminal_like(&to)) {
+            Some(Ok((ours, workers))) => {
+                self.terminals.push((ours, Box::new(to)));
+                Stdio::from(workers)
+            }
+            Some(Err(_)) | None => Stdio::piped(),
+        }
+    }
+
+    /// Starts passing on what comes through pipes and terminals.
     pub(crate) fn pump(&mut self, child: &mut Child) -> io::Result<()> {
+        for (from, to) in std::mem::take(&mut self.terminals) {
+            let log = Plain::new(self.file.try_clone()?);
+            self.spawn_pump(from, to, log)?;
+        }
         if let Some(stdout) = child.stdout.take() {
-            self.spawn_pump(stdout, io::stdout())?;
+            self.spawn_pump(stdout, io::stdout(), self.file.try_clone()?)?;
         }
         if let Some(stderr) = child.stderr.take() {
-            self.spawn_pump(stderr, io::stderr())?;
+            self.spawn_pump(stderr, io::stderr(), self.file.try_clone()?)?;
         }
         Ok(())
     }
@@ -73,8 +99,8 @@ impl WorkerLog {
         &mut self,
         from: impl Read + Send + 'static,
         to: impl Write + Send + 'static,
+        log: impl Write + Send + 'static,
     ) -> io::Result<()> {
-        let log = self.file.try_clone()?;
         let pump =
             thread::Builder::new().name("rank-0 output".into()).spawn(move || pass_on(from, to, log))?;
         self.pumps.push(pump);
@@ -90,7 +116,7 @@ impl WorkerLog {
         }
     }
 
-    /// The last lines of this generation; empty where the output went to the terminal alone.
+    /// The last lines of this generation.
     pub(crate) fn last_lines(&self) -> Vec<String> {
         let read = || -> io::Result<Vec<u8>> {
             let mut file = File::open(&self.path)?;
@@ -111,7 +137,7 @@ fn last_lines(text: &str) -> Vec<String> {
 
 /// Copies until the writer is gone. A closed terminal or a full disk must not block or end the worker, so what cannot
 /// be written is dropped.
-fn pass_on(mut from: impl Read, mut to: impl Write, mut log: File) {
+fn pass_on(mut from: impl Read, mut to: impl Write, mut log: impl Write) {
     let mut buffer = [0u8; 8192];
     loop {
         match from.read(&mut buffer) {
@@ -121,6 +147,7 @@ fn pass_on(mut from: impl Read, mut to: impl Write, mut log: File) {
                 let _ = log.write_all(&buffer[..count]);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Of a terminal: its last writer is gone.
             Err(_) => return,
         }
     }

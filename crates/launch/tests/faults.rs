@@ -23,7 +23,7 @@ fn probe() -> PathBuf {
     probe
 }
 
-/// Three ranks that take steps together; one of them suffers in one of them.
+/// Three ranks that take steps together; one of them suffers in one of them, in each generation as a line says.
 fn suffer(dir: &Path, rank: usize, fault: &str, max_restarts: u32) -> (Exit, Vec<String>, Option<Failure>) {
     fs::write(dir.join(format!("fault-{rank}")), fault).unwrap();
     let spec = LaunchSpec {
@@ -78,6 +78,19 @@ fn a_hang_is_found_in_time_with_the_right_rank_and_phase_and_overcome() {
 }
 
 #[test]
+fn p8_who_dies_again_and_again_without_a_new_checkpoint_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    // Checkpoints of step 10, then of step 20; three generations die behind that one.
+    let faults = "15 compute panic\n25 compute panic\n26 data panic\n27 compute panic\n";
+    let (exit, lines, failure) = suffer(dir.path(), 1, faults, 2);
+    let failure = failure.unwrap();
+    assert_eq!((exit, failure.generation, failure.step), (Exit::GiveUp, 3, Some(27)), "{lines:?}");
+    let counts = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((counts("(1 of 2 without"), counts("(2 of 2 without")), (2, 1), "{lines:?}");
+    assert_eq!(counts("nothing new was saved in the last tries"), 1, "{lines:?}");
+}
+
+#[test]
 fn a_crash_is_told_with_rank_phase_step_and_last_words() {
     for (trial, (what, signal, code)) in
         [("panic", None, Some(101)), ("abort", Some(6), None), ("segv", Some(11), None)]
@@ -98,6 +111,12 @@ fn a_crash_is_told_with_rank_phase_step_and_last_words() {
     }
 }
 
+/// A place that is free now.
+fn rdzv() -> String {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    format!("127.0.0.1:{port}")
+}
+
 /// Launchers of two nodes on loopback.
 struct TwoNodes {
     dir: tempfile::TempDir,
@@ -107,9 +126,7 @@ struct TwoNodes {
 
 impl TwoNodes {
     fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut two =
-            Self { dir: tempfile::tempdir().unwrap(), nodes: Vec::new(), rdzv: format!("127.0.0.1:{port}") };
+        let mut two = Self { dir: tempfile::tempdir().unwrap(), nodes: Vec::new(), rdzv: rdzv() };
         two.join(None);
         // So that the first one is node 0.
         wait_for("node 0 to listen", || std::net::TcpStream::connect(&two.rdzv).ok());
@@ -117,9 +134,23 @@ impl TwoNodes {
         two
     }
 
+    /// Of ranks that take steps together, and suffer as `fault` says of one of them.
+    fn taking_steps(rank: usize, fault: &str) -> Self {
+        let mut two = Self { dir: tempfile::tempdir().unwrap(), nodes: Vec::new(), rdzv: rdzv() };
+        fs::write(two.dir.path().join(format!("fault-{rank}")), fault).unwrap();
+        two.join_with(None, &["steps"]);
+        wait_for("node 0 to listen", || std::net::TcpStream::connect(&two.rdzv).ok());
+        two.join_with(None, &["steps"]);
+        two
+    }
+
     fn join(&mut self, token: Option<&str>) {
+        self.join_with(token, &[]);
+    }
+
+    fn join_with(&mut self, token: Option<&str>, task: &[&str]) {
         let mut command = Command::new(probe());
-        command.arg("node").arg(self.dir.path()).arg("2").arg(&self.rdzv);
+        command.arg("node").arg(self.dir.path()).arg("2").arg(&self.rdzv).args(task);
         command.envs(token.map(|token| ("BLIP2_RDZV_TOKEN", token)));
         self.nodes.push(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
     }
@@ -219,6 +250,25 @@ fn two_nodes_form_one_set_form_it_again_after_a_kill_and_stop_together() {
         all.contains("starting all ranks again") && all.contains("SIGTERM received by another node"),
         "{all}"
     );
+}
+
+#[test]
+fn t4_ranks_that_wait_for_one_of_another_node_are_left_alone() {
+    // Rank 3 writes a checkpoint for four times as long as a hang may take to be seen.
+    let mut two = TwoNodes::taking_steps(3, "20 save nap");
+    for end in two.end() {
+        assert_eq!((end.status.code(), said(&end).contains("hangs")), (Some(0), false), "{}", said(&end));
+    }
+}
+
+#[test]
+fn t4_a_rank_that_hangs_is_named_by_its_own_node() {
+    let mut two = TwoNodes::taking_steps(3, "23 data sleep");
+    let ends = two.end();
+    let all = said(&ends[0]) + &said(&ends[1]);
+    assert!(ends.iter().all(|end| end.status.success()), "overcome: {all}");
+    assert_eq!(all.matches(" hangs in phase ").count(), 2, "as it is seen, and as the cause: {all}");
+    assert_eq!(all.matches("rank 3 hangs in phase data of step 23").count(), 2, "{all}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use launch::{Exit, FAILURE, Failure, LaunchError, LaunchSpec, Nodes, Patience, launch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 /// A launch of `sh -c script` in `dir`.
 fn shell(dir: &Path, nproc: usize, script: &str) -> LaunchSpec {
@@ -97,6 +99,31 @@ fn output_of_each_rank_is_kept_in_its_log() {
 }
 
 #[test]
+fn rank_0_has_a_terminal_where_the_launcher_has_one_and_a_log_anyway() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
+    let path = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut command = Command::new(probe());
+    command.arg("launch").arg(dir.path()).arg("2").stdout(Stdio::null()).stderr(terminal);
+    let mut launcher = command.spawn().unwrap();
+    drop(command);
+    probe_pids(dir.path());
+    kill(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(launcher.wait().unwrap().code(), Some(75));
+    let mut shown = Vec::new();
+    // It ends with an error: the launcher has closed the other side.
+    let _ = fs::File::from(master).read_to_end(&mut shown);
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("rank 0 at a terminal: true") && !shown.contains("rank 1 at"), "{shown}");
+    for (rank, said) in [(0, "rank 0 at a terminal: true\n"), (1, "rank 1 at a terminal: false\n")] {
+        let log = fs::read_to_string(dir.path().join(format!("logs/rank-{rank}.log"))).unwrap();
+        assert!(log.ends_with(said), "{log}");
+    }
+}
+
+#[test]
 fn kill_9_of_one_worker_ends_the_others_and_names_it() {
     let dir = tempfile::tempdir().unwrap();
     // They neither heed SIGTERM nor look up, like workers inside a collective.
@@ -161,8 +188,8 @@ fn a_generation_is_formed_again_after_a_failure() {
 #[test]
 fn restarts_are_spent_and_some_codes_never_ask_for_one() {
     for (code, generations, exit) in [
-        (69, 3, Exit::Unavailable),
-        (101, 3, Exit::Unavailable),
+        (69, 3, Exit::GiveUp),
+        (101, 3, Exit::GiveUp),
         (73, 1, Exit::Busy),
         (75, 1, Exit::Stopped),
         (78, 1, Exit::Config),
@@ -198,13 +225,17 @@ fn a_program_that_is_not_there_is_named() {
     assert!(error.to_string().contains("/nowhere/blip2-worker"), "{error}");
 }
 
-/// A launcher in a process of its own.
-fn start_probe(dir: &Path) -> Child {
+fn probe() -> PathBuf {
     // Test programs lie in target/PROFILE/deps/, examples in target/PROFILE/examples/.
     let test = std::env::current_exe().unwrap();
-    let probe: PathBuf = test.ancestors().nth(2).unwrap().join("examples/probe");
+    let probe = test.ancestors().nth(2).unwrap().join("examples/probe");
     assert!(probe.exists(), "{} is missing; run `cargo build -p launch --examples`", probe.display());
-    let mut command = Command::new(probe);
+    probe
+}
+
+/// A launcher in a process of its own.
+fn start_probe(dir: &Path) -> Child {
+    let mut command = Command::new(probe());
     command.arg("launch").arg(dir).arg("2").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

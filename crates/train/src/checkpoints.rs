@@ -74,6 +74,12 @@ impl Checkpoints {
         self.writer.as_mut()?.submit(snapshot, state.step).and_then(describe)
     }
 
+    /// The furthest step of the phase that this launch has brought to the disk; 0 for none, and on ranks other than 0.
+    #[must_use]
+    pub fn saved(&self) -> u64 {
+        self.writer.as_ref().map_or(0, Writer::saved)
+    }
+
     /// Waits for the save that is being written. Returns what went wrong with it.
     pub fn finish(&mut self) -> Option<String> {
         self.writer.as_mut()?.finish().and_then(describe)

@@ -112,7 +112,6 @@ impl TrainError {
             Self::Data(data::DataError::Worker { .. }) => Exit::Unavailable,
             Self::Data(error) if error.is_of_disk_or_server() => Exit::Unavailable,
             Self::Data(_) | Self::Verify(_) => Exit::Config,
-            Self::Checkpoint(checkpoint::CheckpointError::Busy { .. }) => Exit::Busy,
             Self::Checkpoint(checkpoint::CheckpointError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use checkpoint::RunLock;
 use collectives::ProcessGroup;
 use data::Counters;
-use launch::{ProgressPage, StopFlag, WorkerPhase, World};
+use launch::{ProgressPage, RunLock, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
 
 use crate::agree::same_name;
@@ -43,7 +42,7 @@ impl Session {
     ///
     /// # Errors
     /// [`TrainError::Config`] for a config that cannot run, or not in a folder that holds what another one trained,
-    /// [`checkpoint::CheckpointError::Busy`] when another run holds the folder, [`TrainError::Peer`] when the ranks do not
+    /// [`launch::LaunchError::Busy`] when another run holds the folder, [`TrainError::Peer`] when the ranks do not
     /// meet.
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
         let world = World::from_env()?;
@@ -55,7 +54,7 @@ impl Session {
         let plan = Plan::new(config, world, path)?;
         let is_rank0 = plan.world.rank == 0;
         let run_dir = plan.config.run.dir.clone();
-        let lock = if is_rank0 { Some(RunLock::acquire(&run_dir)?) } else { None };
+        let lock = if is_rank0 { Some(RunLock::of_worker(&run_dir)?) } else { None };
         progress.write(WorkerPhase::Meet, 0);
         let group = collectives::connect(&plan.world, plan.device)?;
         agree_on_config(group.as_ref(), &config_text, path)?;

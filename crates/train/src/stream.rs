@@ -1,7 +1,6 @@
 //! Pairs out of shards whose pictures are too many to keep features of: decoded ahead by threads, encoded in each step.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use collectives::ProcessGroup;
 use data::{Batch, Counters, Drawn, Index, Loader, LoaderSpec, Order, TextPolicy};
@@ -30,8 +29,6 @@ pub struct Streamed<'a> {
     index: Arc<Index>,
     encoder: &'a Encoder,
     draws: Draws<'a>,
-    /// How long the loader may wait for one shard.
-    patience: Duration,
     /// What this rank left out in the last step.
     pub left_out: Counters,
 }
@@ -82,8 +79,7 @@ impl StreamedSet {
         };
         let (loader, index) = (Loader::start(spec)?, Arc::clone(&self.index));
         let left_out = Counters::default();
-        let patience = Duration::from_secs(config.source.cache.shard_deadline_seconds);
-        Ok(Streamed { loader, order, index, encoder: &self.encoder, draws, patience, left_out })
+        Ok(Streamed { loader, order, index, encoder: &self.encoder, draws, left_out })
     }
 
     fn order(&self, config: &DataConfig, seed: u64, plan: &StagePlan) -> Result<Order, TrainError> {
@@ -119,7 +115,7 @@ impl Streamed<'_> {
         self.left_out = Counters::default();
         while micro_batches.len() < plan.grad_accum_steps {
             // A rank's share of a contrast batch, which may go through the model in parts.
-            let batch = self.loader.next_batch_while(self.patience, alive)?;
+            let batch = self.loader.next_batch_while(alive)?;
             self.left_out.merge(&batch.counters);
             let pixels = pixels(&batch);
             let count = batch.texts.len() / plan.contrast_parts;

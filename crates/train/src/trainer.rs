@@ -311,6 +311,9 @@ impl Trainer<'_> {
         if let Some(warning) = warning {
             self.session.metrics.warn(warning);
         }
+        if self.checkpoints.saved() > 0 {
+            self.session.progress.saved(self.plan.phase as u16, self.checkpoints.saved());
+        }
         Ok(())
     }
 

@@ -15,7 +15,8 @@ use common::{Chaos, Scenario, Trial};
     about = "disturb a tiny run again and again and compare it with one that nobody disturbed"
 )]
 struct Arguments {
-    /// p1: kill -9 of a rank; p3: of the launcher; p4: SIGSTOP of a rank; p5: a stop signal.
+    /// p1: kill -9 of a rank; p2: of two or three; p3: of the launcher; p4: SIGSTOP of a rank; p5: a stop signal; p10: kill
+    /// -9 of a rank between the updates of two.
     #[arg(long)]
     scenario: String,
     /// Trials.
@@ -32,7 +33,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let Arguments { scenario, n, seed, json } = Arguments::parse();
     let Some(chosen) = Scenario::named(&scenario) else {
-        eprintln!("chaos: there is no scenario {scenario:?}; there are p1, p3, p4 and p5");
+        eprintln!("chaos: there is no scenario {scenario:?}; there are p1, p2, p3, p4, p5 and p10");
         return ExitCode::from(78);
     };
     let mut chaos = Chaos::new(seed);

@@ -12,6 +12,7 @@ mod download;
 mod http;
 mod retry;
 mod store;
+mod waits;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,6 +29,7 @@ use cache::{Cache, Note};
 use download::{Download, Part, fetch_text};
 use http::Http;
 use store::{Condition, Reply, Store};
+pub(crate) use waits::Waits;
 
 /// Where copies are kept, and how patient a download is.
 #[derive(Debug, Clone)]
@@ -75,6 +77,8 @@ pub(crate) struct Remote {
     cloud: cloud::Cloud,
     /// Version of each URL that this run has seen.
     versions: Mutex<HashMap<String, String>>,
+    /// Threads that a shard keeps waiting.
+    pub(crate) waits: Waits,
 }
 
 impl Remote {
@@ -85,6 +89,7 @@ impl Remote {
             #[cfg(feature = "cloud")]
             cloud: cloud::Cloud::new(&options)?,
             versions: Mutex::default(),
+            waits: Waits::default(),
             options,
         })
     }
@@ -128,8 +133,12 @@ impl Remote {
         if let Some(file) = held(&known) {
             return Ok(file);
         }
+        // A deadline is looked at between bytes, for which a server has the time of a stall.
+        let patience = self.options.shard_deadline + self.options.stall_timeout;
+        let wait = self.waits.begin(patience);
         // One download of a shard at a time, over all ranks of this machine.
         let _lock = self.cache.lock(url)?;
+        wait.renew(patience);
         let known = self.version(url);
         if let Some(file) = held(&known) {
             return Ok(file);

@@ -11,6 +11,7 @@ use super::message::{FromCoordinator, FromNode, Hello, Place};
 use super::wire::{self, Sender};
 use crate::LaunchError;
 use crate::nodes::Rdzv;
+use crate::standing::Standing;
 
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 const CONNECT: Duration = Duration::from_secs(2);
@@ -26,6 +27,11 @@ pub(crate) enum News {
     /// Ask the workers for a stop.
     Stop {
         signal: i32,
+    },
+    /// How far the other nodes of the generation have come.
+    Others {
+        generation: u32,
+        standing: Standing,
     },
     /// The generation is over, or with a code the whole run; `cause` is the first failing rank.
     Over {
@@ -47,6 +53,8 @@ pub(crate) struct Member {
     sender: Arc<Mutex<Sender>>,
     inbox: Receiver<FromCoordinator>,
     heard: Instant,
+    /// When it last said how far its workers have come.
+    stood: Instant,
     lease: Duration,
     lost: bool,
 }
@@ -97,7 +105,8 @@ impl Member {
             }
         };
         thread::Builder::new().name("coordinator beat".into()).spawn(beat).map_err(refused)?;
-        Ok(Self { sender, inbox, heard: Instant::now(), lease, lost: false })
+        let now = Instant::now();
+        Ok(Self { sender, inbox, heard: now, stood: now, lease, lost: false })
     }
 
     /// The next news within `timeout`; [`News::Lost`] again and again once it is.
@@ -120,6 +129,17 @@ impl Member {
         Some(News::Lost)
     }
 
+    /// Tells how far the workers have come, now and then.
+    pub(crate) fn stands(&mut self, generation: u32, standing: impl FnOnce() -> Option<Standing>) {
+        if self.stood.elapsed() < self.lease / 5 {
+            return;
+        }
+        self.stood = Instant::now();
+        if let Some(standing) = standing() {
+            self.tell(&FromNode::Stands { generation, standing });
+        }
+    }
+
     /// Tells the coordinator; one that is gone is noticed by [`Self::news`].
     pub(crate) fn tell(&self, message: &FromNode) {
         let _ = lock(&self.sender).send(message);
@@ -139,6 +159,7 @@ fn news(message: FromCoordinator) -> Option<News> {
         FromCoordinator::Form(place) => News::Form(place),
         FromCoordinator::End { generation } => News::End { generation },
         FromCoordinator::Stop { signal } => News::Stop { signal },
+        FromCoordinator::Others { generation, standing } => News::Others { generation, standing },
         FromCoordinator::Over { generation, cause, code } => News::Over { generation, cause, code },
     })
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Exit;
+use crate::standing::Standing;
 
 /// A launcher's first word, once it has shown that it holds the token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,10 +36,16 @@ pub(crate) enum FromNode {
         code: u8,
         lost_peer: bool,
     },
-    /// All workers of this generation have ended.
+    /// All workers of this generation have ended, the furthest checkpoint that one of them wrote.
     Ended {
         generation: u32,
         code: u8,
+        saved: u64,
+    },
+    /// How far the node's workers of this generation have come.
+    Stands {
+        generation: u32,
+        standing: Standing,
     },
     /// Somebody asked this launcher for a stop, with this signal.
     Stop {
@@ -59,6 +66,8 @@ pub(crate) enum FromCoordinator {
     End { generation: u32 },
     /// Ask the workers for a stop.
     Stop { signal: i32 },
+    /// How far the other nodes have come.
+    Others { generation: u32, standing: Standing },
     /// A generation is over, or the whole run: which rank was the first to fail. `code` for the whole run.
     Over { generation: u32, cause: Option<usize>, code: Option<u8> },
 }

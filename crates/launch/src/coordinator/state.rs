@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use super::message::{FromCoordinator, FromNode, Hello, exit_of};
 use crate::Exit;
+use crate::budget::Budget;
+use crate::standing::Standing;
 
 /// Names a connection; never used twice.
 pub(crate) type Conn = u64;
@@ -56,6 +58,8 @@ struct Member {
     node_rank: Option<usize>,
     /// How its workers of that generation ended.
     ended: Option<Exit>,
+    /// How far they have come.
+    standing: Option<Standing>,
 }
 
 /// The first failure that the coordinator heard of; one that only reports a lost peer gives way to another.
@@ -84,7 +88,9 @@ pub(crate) struct State {
     members: BTreeMap<Conn, Member>,
     stage: Stage,
     generation: Option<u32>,
-    restarts: u32,
+    budget: Budget,
+    /// The furthest checkpoint that a worker of the generation wrote.
+    saved: u64,
     cause: Option<Cause>,
     stop: Option<i32>,
     /// When a node of the generation that runs was lost.
@@ -94,11 +100,12 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(rules: Rules, now: Duration) -> Self {
         Self {
+            budget: Budget::new(rules.max_restarts),
             rules,
             members: BTreeMap::new(),
             stage: Stage::Gathering { since: now, after: now },
             generation: None,
-            restarts: 0,
+            saved: 0,
             cause: None,
             stop: None,
             lost: None,
@@ -146,7 +153,8 @@ impl State {
             return vec![Action::Send(conn, FromCoordinator::Refused { detail }), Action::Close(conn)];
         }
         let stop = self.stop.map(|signal| Action::Send(conn, FromCoordinator::Stop { signal }));
-        self.members.entry(conn).or_insert(Member { hello, heard: now, node_rank: None, ended: None });
+        let member = Member { hello, heard: now, node_rank: None, ended: None, standing: None };
+        self.members.entry(conn).or_insert(member);
         stop.into_iter().collect()
     }
 
@@ -188,9 +196,14 @@ impl State {
             FromNode::Failed { generation, rank, code, lost_peer } if current == Some(generation) => {
                 self.fail(Cause { rank: Some(rank), exit: exit_of(code), lost_peer })
             }
-            FromNode::Ended { generation, code } if current == Some(generation) => {
+            FromNode::Ended { generation, code, saved } if current == Some(generation) => {
                 member.ended.get_or_insert(exit_of(code));
+                self.saved = self.saved.max(saved);
                 Vec::new()
+            }
+            FromNode::Stands { generation, standing } if current == Some(generation) => {
+                member.standing = Some(standing);
+                self.others(conn, generation)
             }
             FromNode::Stop { signal } if self.stop.is_none() => {
                 self.stop = Some(signal);
@@ -202,6 +215,14 @@ impl State {
             // Late news of a generation that is over must change nothing of the next.
             _ => Vec::new(),
         }
+    }
+
+    /// Tells a node how far the others have come.
+    fn others(&self, conn: Conn, generation: u32) -> Vec<Action> {
+        let others = self.members.iter().filter(|(other, _)| **other != conn);
+        let standing = others.filter_map(|(_, member)| member.standing).reduce(Standing::and);
+        let told = standing.map(|standing| FromCoordinator::Others { generation, standing });
+        told.into_iter().map(|told| Action::Send(conn, told)).collect()
     }
 
     /// A worker or a node has failed: all nodes end theirs, told once.
@@ -265,9 +286,9 @@ impl State {
     fn form(&mut self, places: &[Conn]) -> Vec<Action> {
         let generation = self.generation.map_or(0, |generation| generation + 1);
         self.generation = Some(generation);
-        (self.stage, self.cause, self.lost) = (Stage::Running, None, None);
+        (self.stage, self.cause, self.lost, self.saved) = (Stage::Running, None, None, 0);
         for member in self.members.values_mut() {
-            (member.node_rank, member.ended) = (None, None);
+            (member.node_rank, member.ended, member.standing) = (None, None, None);
         }
         let (mut nodes, mut world_size) = (Vec::new(), 0);
         for (node_rank, conn) in places.iter().enumerate() {
@@ -289,12 +310,12 @@ impl State {
             None if stopped => Exit::Stopped,
             None => self.worst_end(),
         };
-        let again =
-            exit == Exit::Unavailable && self.stop.is_none() && self.restarts < self.rules.max_restarts;
-        if !again {
+        if exit != Exit::Unavailable || self.stop.is_some() {
             return self.finish(exit);
         }
-        self.restarts += 1;
+        if let Err(exit) = self.budget.restart(self.saved) {
+            return self.finish(exit);
+        }
         let after = self.lost.map_or(now, |lost| lost + self.rules.lease);
         self.stage = Stage::Gathering { since: now, after };
         self.tell_over(None)

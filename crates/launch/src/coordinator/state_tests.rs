@@ -5,17 +5,23 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::progress::WorkerPhase;
+use crate::standing::tests::standing;
 
 const LEASE: Duration = Duration::from_secs(10);
+/// That a random schedule writes at most.
+const CHECKPOINTS: u64 = 2;
 
 fn hello(node_rank: Option<usize>, nproc: usize, nnodes: usize) -> Hello {
     Hello { version: "1".into(), run_id: "run".into(), args: "digest".into(), nnodes, node_rank, nproc }
 }
 
+fn rules(nnodes: usize, max_restarts: u32) -> Rules {
+    Rules { expected: hello(None, 1, nnodes), max_restarts, lease: LEASE, join: Duration::from_secs(60) }
+}
+
 fn state(nnodes: usize, max_restarts: u32) -> State {
-    let rules =
-        Rules { expected: hello(None, 1, nnodes), max_restarts, lease: LEASE, join: Duration::from_secs(60) };
-    State::new(rules, Duration::ZERO)
+    State::new(rules(nnodes, max_restarts), Duration::ZERO)
 }
 
 fn secs(seconds: u64) -> Duration {
@@ -33,7 +39,7 @@ fn running(max_restarts: u32) -> State {
 }
 
 fn ended(generation: u32, exit: Exit) -> FromNode {
-    FromNode::Ended { generation, code: exit.code() }
+    FromNode::Ended { generation, code: exit.code(), saved: 0 }
 }
 
 fn failed(generation: u32, rank: usize, code: u8, lost_peer: bool) -> FromNode {
@@ -83,6 +89,37 @@ fn a_failed_worker_ends_all_nodes_and_the_set_is_formed_again() {
     state.on(Event::Said(1, ended(1, Exit::Unavailable)), secs(3));
     state.on(Event::Said(2, ended(1, Exit::Unavailable)), secs(3));
     assert_eq!(state.exit(), Some(Exit::Unavailable), "no restart is left");
+}
+
+#[test]
+fn a_new_checkpoint_on_any_node_gives_the_restarts_back() {
+    let mut state = running(1);
+    let mut fail = |generation, saved| {
+        state.on(Event::Said(1, failed(generation, 4, 101, false)), secs(1));
+        let ended = |saved| FromNode::Ended { generation, code: 69, saved };
+        state.on(Event::Said(1, ended(saved)), secs(1));
+        state.on(Event::Said(2, ended(0)), secs(1));
+        state.on(Event::Tick, secs(1));
+        state.exit()
+    };
+    for generation in 0..10 {
+        assert_eq!(fail(generation, u64::from(generation)), None);
+    }
+    assert_eq!(fail(10, 9), Some(Exit::Unavailable), "nothing new");
+}
+
+#[test]
+fn a_node_hears_how_far_the_others_have_come() {
+    let mut state = running(0);
+    let stands = |generation, step| {
+        let standing = standing(WorkerPhase::Compute, step, 2);
+        (FromNode::Stands { generation, standing }, standing)
+    };
+    assert_eq!(state.on(Event::Said(1, stands(0, 7).0), secs(1)), vec![], "nobody else has said anything");
+    let (said, others) = (stands(0, 9).0, stands(0, 7).1);
+    let told = FromCoordinator::Others { generation: 0, standing: others };
+    assert_eq!(state.on(Event::Said(2, said), secs(1)), vec![Action::Send(2, told)]);
+    assert_eq!(state.on(Event::Said(1, stands(1, 9).0), secs(1)), vec![], "of no generation that runs");
 }
 
 #[test]
@@ -177,8 +214,12 @@ fn event() -> impl Strategy<Value = Event> {
         4 => conn().prop_map(|conn| Event::Said(conn, FromNode::Beat)),
         2 => (conn(), generation(), 0usize..9, code())
             .prop_map(|(conn, generation, rank, code)| Event::Said(conn, failed(generation, rank, code, rank > 4))),
-        6 => (conn(), generation(), code())
-            .prop_map(|(conn, generation, code)| Event::Said(conn, FromNode::Ended { generation, code })),
+        6 => (conn(), generation(), code(), 0..=CHECKPOINTS).prop_map(|(conn, generation, code, saved)| {
+            Event::Said(conn, FromNode::Ended { generation, code, saved })
+        }),
+        2 => (conn(), generation(), 0u64..9).prop_map(|(conn, generation, step)| {
+            Event::Said(conn, FromNode::Stands { generation, standing: standing(WorkerPhase::Data, step, 1) })
+        }),
         1 => conn().prop_map(|conn| Event::Said(conn, FromNode::Stop { signal: 15 })),
         1 => conn().prop_map(Event::Closed),
         2 => Just(Event::Tick),
@@ -249,8 +290,8 @@ impl Observer {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
-    /// Whatever is said by whom and when: never two generations at once, never more than the restarts allow, nothing
-    /// after the end, and silence ends every run.
+    /// Whatever is said by whom and when: never two generations at once, never more than restarts and checkpoints allow,
+    /// nothing after the end, and silence ends every run.
     #[test]
     fn no_schedule_runs_two_generations_at_once(
         events in prop::collection::vec((event(), 0u64..4), 0..60),
@@ -264,12 +305,34 @@ proptest! {
             let actions = state.on(event, now);
             observer.after(&actions, now);
         }
-        prop_assert!(observer.formed <= max_restarts + 1);
+        let checkpoints = u32::try_from(CHECKPOINTS).unwrap();
+        prop_assert!(observer.formed <= max_restarts * (checkpoints + 1) + 1);
         for _ in 0..40 {
             now += secs(20);
             let actions = state.on(Event::Tick, now);
             observer.after(&actions, now);
         }
         prop_assert!(state.exit().is_some(), "{:?}", state);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+    /// Nodes say no time of theirs, so theirs may jump; of the coordinator's own clock only differences count.
+    #[test]
+    fn t5_a_schedule_goes_alike_whatever_the_clock_says(
+        events in prop::collection::vec((event(), 0u64..4), 0..40),
+        up in 0u64..1 << 32,
+    ) {
+        let course = |up: u64| {
+            let mut now = secs(up);
+            let mut state = State::new(rules(3, 2), now);
+            let events = events.iter().map(|(event, seconds)| {
+                now += secs(*seconds);
+                state.on(event.clone(), now)
+            });
+            events.collect::<Vec<_>>()
+        };
+        prop_assert_eq!(course(up), course(0));
     }
 }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use launch::WorkerPhase;
 use monitor::{EvalFile, METRICS_FILE, Phase};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Course, Launch, Running, TinyWorld, course};
+use super::{Course, Launch, Page, Running, TinyWorld, course};
 
 /// Three ranks: a fault of one leaves two that must agree.
 const RANKS: usize = 3;
@@ -28,21 +29,27 @@ const MARGIN: u64 = 10;
 pub enum Scenario {
     /// SIGKILL to a random rank; the launcher starts all again. Seconds: to the next step.
     P1,
+    /// SIGKILL to two of three ranks, or to all; the launcher starts all again. Seconds: to the next step.
+    P2,
     /// SIGKILL to the launcher; launched again by hand. Seconds: until no worker is left.
     P3,
     /// SIGSTOP to a random rank; found, killed, started again. Seconds: to the next step.
     P4,
     /// A stop signal to the launcher or to one rank; launched again. Seconds: to exit code 75.
     P5,
+    /// SIGKILL to a rank that has not updated its weights while another one has. Seconds: to the next step.
+    P10,
 }
 
 impl Scenario {
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "p1" => Some(Self::P1),
+            "p2" => Some(Self::P2),
             "p3" => Some(Self::P3),
             "p4" => Some(Self::P4),
             "p5" => Some(Self::P5),
+            "p10" => Some(Self::P10),
             _ => None,
         }
     }
@@ -94,8 +101,17 @@ impl Chaos {
         running.wait_for_step(phase, step);
         thread::sleep(delay);
         let (recovered, seconds, mut detail) = match scenario {
-            Scenario::P1 => self.until_it_goes_on(running, rank, Signal::SIGKILL),
-            Scenario::P4 => self.until_it_goes_on(running, rank, Signal::SIGSTOP),
+            Scenario::P1 => self.until_it_goes_on(running, &[rank], Signal::SIGKILL),
+            Scenario::P2 => {
+                let ranks: Vec<usize> =
+                    (0..RANKS).filter(|other| choice % 2 == 0 || *other != rank).collect();
+                self.until_it_goes_on(running, &ranks, Signal::SIGKILL)
+            }
+            Scenario::P4 => self.until_it_goes_on(running, &[rank], Signal::SIGSTOP),
+            Scenario::P10 => match self.stop_between_updates(&mut running, rank) {
+                true => self.until_it_goes_on(running, &[rank], Signal::SIGKILL),
+                false => (false, 0.0, "never was a rank caught between two updates".into()),
+            },
             Scenario::P3 => self.without_launcher(running),
             Scenario::P5 => self.stopped(running, rank, choice),
         };
@@ -109,16 +125,48 @@ impl Chaos {
         Launch { ranks: RANKS, max_restarts: 3, sets: &SETS, ..self.world.run("disturbed") }
     }
 
-    fn until_it_goes_on(&self, mut running: Running, rank: usize, signal: Signal) -> (bool, f64, String) {
+    /// Stops `rank` after it has averaged its gradients with the others and before it has said that its update is done,
+    /// while another rank has gone on with its own. Tried step by step: where it was stopped too early the others wait.
+    fn stop_between_updates(&mut self, running: &mut Running, rank: usize) -> bool {
+        let workers: Vec<Pid> = (0..RANKS).map(|rank| running.worker(rank)).collect();
+        let pages: Vec<Page> = workers.iter().map(|worker| Page::of(*worker)).collect();
         let start = Instant::now();
-        kill(running.worker(rank), signal).unwrap();
+        while start.elapsed() < Duration::from_secs(20) && is_running(workers[rank]) {
+            let before = pages[rank].read();
+            if !before.is_in(WorkerPhase::Reduce) {
+                continue;
+            }
+            // The update comes last.
+            let last = before.last_reduce.min(Duration::from_millis(50)).as_micros() as u64;
+            let until = Instant::now() + Duration::from_micros(last / 4 + self.draw(last.max(1)));
+            while Instant::now() < until {}
+            kill(workers[rank], Signal::SIGSTOP).unwrap();
+            // So that the others come as far as they can.
+            thread::sleep(Duration::from_millis(30));
+            let stopped = pages[rank].read();
+            let is_ahead =
+                |page: &Page| (page.read().step, page.read().phase) > (stopped.step, stopped.phase);
+            if stopped.is_in(WorkerPhase::Reduce) && pages.iter().any(is_ahead) {
+                return true;
+            }
+            kill(workers[rank], Signal::SIGCONT).unwrap();
+            let moved = Instant::now() + Duration::from_millis(500);
+            while pages[rank].read() == stopped && Instant::now() < moved {}
+        }
+        false
+    }
+
+    fn until_it_goes_on(&self, mut running: Running, ranks: &[usize], signal: Signal) -> (bool, f64, String) {
+        let workers: Vec<Pid> = ranks.iter().map(|rank| running.worker(*rank)).collect();
+        let start = Instant::now();
+        workers.into_iter().for_each(|worker| kill(worker, signal).unwrap());
         let stderr = self.world.path("disturbed.stderr");
         running.wait_for("the next step", || {
             fs::read_to_string(&stderr).is_ok_and(|said| said.contains("going on: step"))
         });
         let seconds = start.elapsed().as_secs_f64();
         let ended = running.end();
-        let named = ended.stderr.contains(&format!("rank {rank} "));
+        let named = ranks.iter().any(|rank| ended.stderr.contains(&format!("rank {rank} ")));
         let good = ended.code == Some(0) && named;
         (good, seconds, if good { String::new() } else { ended.stderr })
     }

@@ -10,6 +10,7 @@
 mod chaos;
 mod config;
 mod course;
+mod page;
 mod pictures;
 mod process;
 pub mod slurm;
@@ -17,6 +18,7 @@ mod weights;
 
 pub use chaos::{Chaos, Scenario, Trial};
 pub use course::{Course, course, first_gradients, records};
+pub use page::{Page, Place};
 pub use pictures::{Picture, SHAPES, pictures, write_shard};
 pub use process::{Ended, Launch, Running, blip2};
 
