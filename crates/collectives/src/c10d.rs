@@ -3,21 +3,30 @@
 use tch::{Device, Tensor};
 use torch_bridge::{BridgeError, Communicator, Reducer, Reduction};
 
+use crate::connect::Meeting;
 use crate::error::{CommError, Operation};
-use crate::group::ProcessGroup;
+use crate::group::{Gathering, ProcessGroup};
 use crate::reduce::{GradientDtype, GradientReducer, ReduceOptions};
 
 /// N processes over Gloo or NCCL; [`crate::connect`] makes it.
 pub struct C10dGroup {
     communicator: Communicator,
+    /// Where the ranks met, and may meet again.
+    meeting: Meeting,
     rank: usize,
     world_size: usize,
     device: Device,
 }
 
 impl C10dGroup {
-    pub(crate) fn new(communicator: Communicator, rank: usize, world_size: usize, device: Device) -> Self {
-        Self { communicator, rank, world_size, device }
+    /// What the ranks of `meeting` make under `name`. Returns when all of them have come.
+    pub(crate) fn new(meeting: Meeting, name: &str) -> Result<Self, CommError> {
+        let communicator = meeting.communicator(name)?;
+        let (rank, world_size, device) = (meeting.rank, meeting.world_size, meeting.device);
+        let group = Self { communicator, meeting, rank, world_size, device };
+        // A rank that got through and ended at once must not take the store away from one that still reads it.
+        group.barrier()?;
+        Ok(group)
     }
 
     fn named<T>(&self, operation: Operation, result: Result<T, BridgeError>) -> Result<T, CommError> {
@@ -44,6 +53,16 @@ impl ProcessGroup for C10dGroup {
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, CommError> {
         self.named(Operation::AllGather, self.communicator.all_gather(tensor))
+    }
+
+    fn start_all_gather(&self, tensor: &Tensor, gathered: &Tensor) -> Result<Gathering, CommError> {
+        let started = self.communicator.start_all_gather(tensor, gathered);
+        let message = self.named(Operation::AllGather, started)?;
+        Ok(Gathering::underway(message, self.rank))
+    }
+
+    fn beside(&self, name: &str) -> Result<Box<dyn ProcessGroup>, CommError> {
+        Ok(Box::new(Self::new(self.meeting.clone(), name)?))
     }
 
     fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use launch::{Source, World};
@@ -85,28 +86,61 @@ pub fn connect_over(
     timeouts: Timeouts,
 ) -> Result<C10dGroup, CommError> {
     let store = store(world, timeouts.init)?;
-    let member = Membership {
-        store: &store,
-        // A store that outlives a restart (torchrun's does) holds the addresses of dead ranks.
-        prefix: &format!("blip2/generation/{}", world.generation),
+    let host = match fabric {
+        Fabric::Gloo => {
+            Some(address_facing(world).map_err(|source| address_error(world, &source))?.to_string())
+        }
+        Fabric::Nccl => None,
+    };
+    let meeting = Meeting {
+        store: Arc::new(Mutex::new(store)),
+        fabric,
+        host,
+        generation: world.generation.to_string(),
         rank: world.rank,
         world_size: world.world_size,
-        init_timeout: timeouts.init,
-        op_timeout: timeouts.operation,
+        device,
+        timeouts,
     };
-    let communicator = match (fabric, device) {
-        (Fabric::Gloo, _) => {
-            let host = address_facing(world).map_err(|source| address_error(world, &source))?;
-            Communicator::gloo(&member, &host.to_string())
+    C10dGroup::new(meeting, "ranks")
+}
+
+/// Ranks that have found one store, by which they make groups.
+#[derive(Clone)]
+pub(crate) struct Meeting {
+    store: Arc<Mutex<Store>>,
+    fabric: Fabric,
+    /// This machine's address on the way to rank 0, for Gloo.
+    host: Option<String>,
+    generation: String,
+    pub(crate) rank: usize,
+    pub(crate) world_size: usize,
+    pub(crate) device: Device,
+    timeouts: Timeouts,
+}
+
+impl Meeting {
+    /// This rank's end of the group `name`.
+    pub(crate) fn communicator(&self, name: &str) -> Result<Communicator, CommError> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let member = Membership {
+            store: &store,
+            // A store that outlives a restart (torchrun's does) holds the addresses of dead ranks.
+            prefix: &format!("blip2/generation/{}/{name}", self.generation),
+            rank: self.rank,
+            world_size: self.world_size,
+            init_timeout: self.timeouts.init,
+            op_timeout: self.timeouts.operation,
+        };
+        match (&self.host, self.fabric, self.device) {
+            (Some(host), Fabric::Gloo, _) => Communicator::gloo(&member, host),
+            (_, Fabric::Nccl, Device::Cuda(index)) => Communicator::nccl(&member, index),
+            (_, fabric, device) => {
+                Err(BridgeError::Unsupported(format!("{fabric:?} between ranks on {device:?}")))
+            }
         }
-        (Fabric::Nccl, Device::Cuda(index)) => Communicator::nccl(&member, index),
-        (Fabric::Nccl, _) => Err(BridgeError::Unsupported(format!("NCCL between ranks on {device:?}"))),
+        .map_err(|error| CommError::new(self.rank, Operation::Rendezvous, error))
     }
-    .map_err(|error| CommError::new(world.rank, Operation::Rendezvous, error))?;
-    let group = C10dGroup::new(communicator, world.rank, world.world_size, device);
-    // A rank that got through and ended at once must not take the store away from one that still reads it.
-    group.barrier()?;
-    Ok(group)
 }
 
 fn store(world: &World, timeout: Duration) -> Result<Store, CommError> {

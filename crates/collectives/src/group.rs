@@ -1,8 +1,9 @@
 //! The contract that every fabric keeps.
 
 use tch::{Device, Tensor};
+use torch_bridge::BridgeError;
 
-use crate::error::CommError;
+use crate::error::{CommError, Operation};
 use crate::reduce::{GradientReducer, ReduceOptions};
 
 /// All ranks of a run, as one of them sees them.
@@ -32,6 +33,24 @@ pub trait ProcessGroup: Send {
     /// # Errors
     /// As [`ProcessGroup::all_reduce_sum`].
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, CommError>;
+
+    /// [`ProcessGroup::all_gather`] into `gathered`, contiguous, that may return while the message is under way. Every rank calls
+    /// it in the same order among its other operations; neither tensor is to be touched before the end.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    fn start_all_gather(&self, tensor: &Tensor, gathered: &Tensor) -> Result<Gathering, CommError> {
+        let mut place = gathered.shallow_clone();
+        place.copy_(&self.all_gather(tensor)?);
+        Ok(Gathering::done(place))
+    }
+
+    /// Another group of the same ranks, whose messages never meet those of this one: they may be under way at once. Every
+    /// rank calls it, with the same `name`, which this group has not had before.
+    ///
+    /// # Errors
+    /// As [`crate::connect_over`].
+    fn beside(&self, name: &str) -> Result<Box<dyn ProcessGroup>, CommError>;
 
     /// Rows of `tensor` `[sum(to), ...]` to each rank: the first `to[0]` to rank 0, the next `to[1]` to rank 1, and so on.
     /// What comes, `from[r]` rows of rank r, lies in rank order: `[sum(from), ...]`, a contiguous copy without gradient.
@@ -63,4 +82,36 @@ pub trait ProcessGroup: Send {
         parameters: &[Tensor],
         options: ReduceOptions,
     ) -> Result<Box<dyn GradientReducer>, CommError>;
+}
+
+/// An all-gather that may be under way: [`ProcessGroup::start_all_gather`].
+pub struct Gathering(Progress);
+
+enum Progress {
+    Done(Tensor),
+    Underway { message: torch_bridge::Gathering, rank: usize },
+}
+
+impl Gathering {
+    fn done(gathered: Tensor) -> Self {
+        Self(Progress::Done(gathered))
+    }
+
+    pub(crate) fn underway(message: torch_bridge::Gathering, rank: usize) -> Self {
+        Self(Progress::Underway { message, rank })
+    }
+
+    /// Waits for the message: the place that was given, filled.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::all_reduce_sum`].
+    pub fn finish(self) -> Result<Tensor, CommError> {
+        match self.0 {
+            Progress::Done(gathered) => Ok(gathered),
+            Progress::Underway { message, rank } => {
+                let named = |error: BridgeError| CommError::new(rank, Operation::AllGather, error);
+                message.finish().map_err(named)
+            }
+        }
+    }
 }

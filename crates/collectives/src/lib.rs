@@ -14,7 +14,7 @@ mod solo;
 pub use c10d::C10dGroup;
 pub use connect::{Fabric, Timeouts, connect, connect_over, connect_within};
 pub use error::{CommError, Operation};
-pub use group::ProcessGroup;
+pub use group::{Gathering, ProcessGroup};
 pub use reduce::{GradientDtype, GradientReducer, ReduceOptions};
 pub use solo::SoloGroup;
 pub use torch_bridge::Reduction;

@@ -44,6 +44,10 @@ impl ProcessGroup for SoloGroup {
         Ok(if own.dim() == 0 { own.view([1]) } else { own })
     }
 
+    fn beside(&self, _name: &str) -> Result<Box<dyn ProcessGroup>, CommError> {
+        Ok(Box::new(*self))
+    }
+
     fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError> {
         if to != from || to != [tensor.size()[0]] {
             let detail = format!("rows {to:?} to ranks and {from:?} from ranks in a world of one");

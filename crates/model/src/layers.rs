@@ -26,9 +26,9 @@ impl Linear {
         Self { weight: lay_out(weight), bias: bias.map(lay_out) }
     }
 
-    /// The same tensors under another handle.
-    pub(crate) fn share(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+    /// The same with `of` each tensor in its place.
+    pub(crate) fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { weight: of(&self.weight), bias: self.bias.as_ref().map(of) }
     }
 
     /// Of the weights.
@@ -81,7 +81,12 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     /// The same tensors under another handle.
     pub(crate) fn share(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+        self.map(&mut Tensor::shallow_clone)
+    }
+
+    /// The same with `of` each tensor in its place.
+    pub(crate) fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { weight: of(&self.weight), bias: of(&self.bias), eps: self.eps }
     }
 
     /// `[.., D]` to the same.

@@ -4,6 +4,7 @@
 
 use std::rc::Rc;
 
+use collectives::CommError;
 use tch::nn::{self, Module, Path};
 use tch::{Kind, Reduction, Tensor, no_grad};
 
@@ -152,6 +153,22 @@ impl Stage2 {
         let prompts = vec![prompt; features.size()[0] as usize];
         let texts = self.generate(features, &prompts, &GenerateOptions::greedy(max_new_tokens, end));
         texts.into_iter().flatten().map(|text| text.ids).collect()
+    }
+
+    /// Of a language model that ranks hold together: [`LanguageModel::accompany`].
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone.
+    pub fn accompany(&self) -> Result<(), CommError> {
+        self.language_model.accompany()
+    }
+
+    /// Of a language model that ranks hold together, to be asked behind each pass: [`LanguageModel::check_peers`].
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone: what the pass gave is of no use.
+    pub fn check_peers(&self) -> Result<(), CommError> {
+        self.language_model.check_peers()
     }
 
     /// Scores `[N, vocab]` of the language model's states, for comparison with reference cases.

@@ -12,12 +12,42 @@ use tch::{Device, Kind, Tensor};
 /// every problem of the file in one error. A model that was built before `finish` said `Ok` is not to be used.
 #[derive(Debug)]
 pub struct Weights {
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<String, Entry>,
+    reader: Option<Reader>,
     /// What is not there is drawn, not missing.
     random: bool,
     ignored: Vec<String>,
     missing: Vec<String>,
     misshapen: Vec<Misshapen>,
+    unreadable: Vec<String>,
+}
+
+/// Closed: a tensor is here, or in a file.
+#[derive(Debug)]
+enum Entry {
+    Here(Tensor),
+    /// Its shape.
+    InFile(Vec<i64>),
+}
+
+impl Entry {
+    fn shape(&self) -> Vec<i64> {
+        match self {
+            Self::Here(tensor) => tensor.size(),
+            Self::InFile(shape) => shape.clone(),
+        }
+    }
+}
+
+/// Gives a tensor of the file by its name, or says why not.
+struct Reader(Box<Read>);
+
+type Read = dyn FnMut(&str) -> Result<Tensor, String>;
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a file")
+    }
 }
 
 /// A tensor of the right name and another shape.
@@ -40,13 +70,38 @@ pub struct WeightsError {
     pub unexpected: Vec<String>,
     /// There, with another shape.
     pub misshapen: Vec<Misshapen>,
+    /// There, and the file did not give it: name and reason.
+    pub unreadable: Vec<String>,
 }
 
 impl Weights {
     /// Takes every tensor of `map`, whatever its kind and device.
     #[must_use]
     pub fn new(map: BTreeMap<String, Tensor>) -> Self {
-        Self { tensors: map, random: false, ignored: Vec::new(), missing: Vec::new(), misshapen: Vec::new() }
+        Self::of(map.into_iter().map(|(name, tensor)| (name, Entry::Here(tensor))).collect(), None)
+    }
+
+    /// Tensors of a file by name and shape, each of which `read` gives when it is asked for: so that no more than what the
+    /// model keeps is in memory. `read` says why it cannot.
+    #[must_use]
+    pub fn in_file(
+        shapes: impl IntoIterator<Item = (String, Vec<i64>)>,
+        read: impl FnMut(&str) -> Result<Tensor, String> + 'static,
+    ) -> Self {
+        let tensors = shapes.into_iter().map(|(name, shape)| (name, Entry::InFile(shape))).collect();
+        Self::of(tensors, Some(Reader(Box::new(read))))
+    }
+
+    fn of(tensors: BTreeMap<String, Entry>, reader: Option<Reader>) -> Self {
+        Self {
+            tensors,
+            reader,
+            random: false,
+            ignored: Vec::new(),
+            missing: Vec::new(),
+            misshapen: Vec::new(),
+            unreadable: Vec::new(),
+        }
     }
 
     /// No file: every tensor is drawn from N(0, 0.02²) as it is asked for. For measuring time and memory at a size whose
@@ -60,11 +115,15 @@ impl Weights {
     /// is not of this `shape`.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Tensor {
         match self.tensors.remove(name) {
-            Some(tensor) if tensor.size() == shape => return tensor.detach(),
-            Some(tensor) => self.misshapen.push(Misshapen {
+            Some(Entry::Here(tensor)) if tensor.size() == shape => return tensor.detach(),
+            Some(Entry::InFile(found)) if found == shape => match self.read(name) {
+                Ok(tensor) => return tensor,
+                Err(why) => self.unreadable.push(format!("{name}: {why}")),
+            },
+            Some(other) => self.misshapen.push(Misshapen {
                 name: name.to_owned(),
                 wanted: shape.to_vec(),
-                found: tensor.size(),
+                found: other.shape(),
             }),
             None if self.random => {
                 return Tensor::empty(shape, (Kind::Float, Device::Cpu)).normal_(0.0, 0.02);
@@ -72,6 +131,11 @@ impl Weights {
             None => self.missing.push(name.to_owned()),
         }
         Tensor::zeros(shape, (Kind::Float, Device::Cpu))
+    }
+
+    fn read(&mut self, name: &str) -> Result<Tensor, String> {
+        let Reader(read) = self.reader.as_mut().ok_or("there is no file")?;
+        read(name)
     }
 
     /// Whether `name` is there and not yet taken.
@@ -83,7 +147,7 @@ impl Weights {
     /// The shape of `name`, if it is there and not yet taken.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
-        self.tensors.get(name).map(Tensor::size)
+        self.tensors.get(name).map(Entry::shape)
     }
 
     /// Names not yet taken, in order.
@@ -108,10 +172,13 @@ impl Weights {
             .into_keys()
             .filter(|name| !self.ignored.iter().any(|prefix| name.starts_with(prefix.as_str())))
             .collect();
-        if self.missing.is_empty() && self.misshapen.is_empty() && unexpected.is_empty() {
-            return Ok(());
-        }
-        Err(WeightsError { missing: self.missing, unexpected, misshapen: self.misshapen })
+        let error = WeightsError {
+            missing: self.missing,
+            unexpected,
+            misshapen: self.misshapen,
+            unreadable: self.unreadable,
+        };
+        if error == WeightsError::default() { Ok(()) } else { Err(error) }
     }
 
     /// A view of the names below `prefix` (which ends in a dot, or is empty) that converts what it takes.
@@ -133,6 +200,9 @@ impl fmt::Display for WeightsError {
             let one = |it: &Misshapen| format!("{} is {:?}, wanted {:?}", it.name, it.found, it.wanted);
             let all: Vec<String> = self.misshapen.iter().map(one).collect();
             write!(f, "; of another shape ({}): {}", all.len(), all.join(", "))?;
+        }
+        if !self.unreadable.is_empty() {
+            write!(f, "; unreadable ({}): {}", self.unreadable.len(), self.unreadable.join(", "))?;
         }
         Ok(())
     }
@@ -220,6 +290,25 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(!text.contains("head"), "{text}");
+    }
+
+    #[test]
+    fn a_file_is_read_tensor_by_tensor_and_tells_what_it_does_not_give() {
+        let shapes = ["a", "b", "c"].map(|name| (name.to_owned(), vec![2]));
+        let mut weights = Weights::in_file(shapes, |name| match name {
+            "a" => Ok(Tensor::from_slice(&[1f32, 2.0])),
+            "b" => Err("the disk is gone".into()),
+            other => panic!("nobody asked for {other}"),
+        });
+        assert_eq!(weights.shape("a"), Some(vec![2]));
+        assert_eq!(Vec::<f32>::try_from(weights.take("a", &[2])).unwrap(), [1.0, 2.0]);
+        assert!(!weights.has("a"));
+        assert_eq!(weights.take("b", &[2]).size(), [2]);
+        assert_eq!(weights.take("c", &[3]).size(), [3]);
+        let error = weights.finish().unwrap_err();
+        assert_eq!(error.unreadable, ["b: the disk is gone"]);
+        assert_eq!((error.misshapen[0].found.as_slice(), error.missing.len()), (&[2][..], 0));
+        assert!(error.to_string().contains("unreadable (1): b: the disk is gone"), "{error}");
     }
 
     #[test]

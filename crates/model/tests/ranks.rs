@@ -1,24 +1,17 @@
 //! Stage 1 over several ranks, and in parts, is stage 1 over all pairs at once: the same losses, the same gradients.
-//!
-//! A test starts this very program once per rank, with [`RANK`] in its environment and [`rank_process`] as its test.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod common;
 mod counting;
+mod processes;
 
-use std::net::{Ipv4Addr, TcpListener};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
-
-use collectives::{GradientDtype, ProcessGroup, ReduceOptions, SoloGroup, connect};
+use collectives::{GradientDtype, ProcessGroup, ReduceOptions, SoloGroup};
 use common::{WORDS, tiny_stage1};
 use counting::Counting;
-use launch::World;
 use model::{ItgWeighting, Negatives, Stage1, Stage1Config, Stage1Inputs, Stage1Losses, TextInput};
+use processes::{Ranks, Role};
 use tch::{Device, Kind, Tensor, nn};
 
-/// `SCENARIO RANK WORLD_SIZE PORT PARTS`.
-const RANK: &str = "BLIP2_TEST_RANK";
 /// Pairs of all ranks: a multiple of what any test asks for.
 const PAIRS: i64 = 12;
 /// Single precision sums in another order.
@@ -163,19 +156,19 @@ fn parts_are_the_large_batch_where_a_rank_counts_its_own_tokens() {
 #[test]
 fn two_three_and_four_ranks_are_the_full_gather() {
     for ranks in 2..=4 {
-        Ranks::start("is_the_whole", ranks, 1).all_succeed();
+        Ranks::start("is_the_whole 1", ranks).all_succeed();
     }
 }
 
 #[test]
 fn parts_on_two_and_three_ranks_are_the_large_batch() {
-    Ranks::start("is_the_whole", 2, 3).all_succeed();
-    Ranks::start("is_the_whole", 3, 2).all_succeed();
+    Ranks::start("is_the_whole 3", 2).all_succeed();
+    Ranks::start("is_the_whole 2", 3).all_succeed();
 }
 
 #[test]
 fn of_other_ranks_only_drawn_rows_arrive_and_each_once() {
-    Ranks::start("counts_rows", 3, 1).all_succeed();
+    Ranks::start("counts_rows 1", 3).all_succeed();
 }
 
 // ---- one rank
@@ -183,17 +176,13 @@ fn of_other_ranks_only_drawn_rows_arrive_and_each_once() {
 #[test]
 #[ignore = "one rank of the tests above, which start it"]
 fn rank_process() {
-    let Some(role) = std::env::var_os(RANK) else { return };
-    let role = role.into_string().unwrap();
-    let (scenario, numbers) = role.split_once(' ').unwrap();
-    let numbers: Vec<usize> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
-    let [rank, world_size, port, parts] = numbers[..] else { panic!("{role}") };
-    let world = World { rank, local_rank: rank, world_size, master_port: port as u16, ..World::single() };
-    let group = connect(&world, Device::Cpu).unwrap();
+    let Some(Role { role, group }) = Role::of_this_process() else { return };
+    let (scenario, parts) = role.split_once(' ').unwrap();
+    let parts = parts.parse().unwrap();
     match scenario {
         "is_the_whole" => {
             let found = in_parts(ItgWeighting::GlobalTokens, group.as_ref(), parts);
-            let what = format!("rank {rank} of {world_size}, {parts} parts");
+            let what = format!("rank {} of {}, {parts} parts", group.rank(), group.world_size());
             assert_close(&whole(ItgWeighting::GlobalTokens), &found, &what);
         }
         "counts_rows" => return counts_rows(&Counting::new(group)),
@@ -217,44 +206,4 @@ fn counts_rows(group: &Counting) {
     assert_eq!(group.arrived_by_all_to_all(), 1, "one row of the next rank");
     assert!(group.widest_gathered() < 9 * 16, "no image's features are gathered");
     group.barrier().unwrap();
-}
-
-struct Ranks(Vec<Child>);
-
-impl Ranks {
-    fn start(scenario: &str, world_size: usize, parts: usize) -> Self {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let start = |rank| {
-            Command::new(std::env::current_exe().unwrap())
-                .args(["rank_process", "--exact", "--ignored", "--nocapture"])
-                .env(RANK, format!("{scenario} {rank} {world_size} {port} {parts}"))
-                .env("OMP_NUM_THREADS", "1")
-                .spawn()
-                .unwrap()
-        };
-        Self((0..world_size).map(start).collect())
-    }
-
-    fn all_succeed(mut self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        for (rank, child) in self.0.iter_mut().enumerate() {
-            let status = loop {
-                if let Some(status) = child.try_wait().unwrap() {
-                    break status;
-                }
-                assert!(Instant::now() < deadline, "rank {rank} hangs");
-                std::thread::sleep(Duration::from_millis(10));
-            };
-            assert!(status.success(), "rank {rank}: {status}");
-        }
-    }
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }

@@ -78,6 +78,27 @@ int bridge_all_gather(const BridgeGroup* group, const at::Tensor* output, const 
   });
 }
 
+// As `bridge_all_gather`, but returns while the message is under way.
+int bridge_gather_start(
+    const BridgeGroup* group, const at::Tensor* output, const at::Tensor* input, BridgeGathering** out, char** message) {
+  return bridge::guarded(message, [&] {
+    at::Tensor gathered = *output, own = *input;
+    auto work = group->backend->_allgather_base(gathered, own);
+    *out = new BridgeGathering{*group, std::move(work), std::move(own)};
+  });
+}
+
+int bridge_gather_finish(const BridgeGathering* gathering, char** message) {
+  return bridge::guarded(message, [&] { bridge::finish(gathering->group, gathering->work); });
+}
+
+// One that is not finished goes on without us: the work holds its tensors itself.
+void bridge_gather_free(BridgeGathering* gathering) {
+  char* message = nullptr;
+  bridge::guarded(&message, [&] { delete gathering; });
+  std::free(message);
+}
+
 int bridge_broadcast(const BridgeGroup* group, const at::Tensor* tensor, int root, char** message) {
   return bridge::guarded(message, [&] {
     std::vector<at::Tensor> tensors{*tensor};

@@ -18,6 +18,13 @@ struct BridgeGroup {
   std::optional<at::Device> cuda;
 };
 
+// An all-gather under way.
+struct BridgeGathering {
+  BridgeGroup group;
+  c10::intrusive_ptr<c10d::Work> work;
+  at::Tensor input;
+};
+
 namespace bridge {
 
 // NCCL's wait() only orders streams. The host waits too, so that a lost peer is an error here and not in some later

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use crate::error::{BridgeError, checked};
 use crate::store::{Store, c_text, millis};
-use crate::sys::{self, RawGroup};
+use crate::sys::{self, RawGathering, RawGroup};
 
 /// A process's place in a group that is being made.
 pub struct Membership<'a> {
@@ -135,6 +135,26 @@ impl Communicator {
         Ok(gathered)
     }
 
+    /// [`Communicator::all_gather`] into `gathered`, contiguous, that returns while the message is under way. Other operations of
+    /// the group may be called meanwhile, in the same order on every rank; neither tensor is to be touched before the end.
+    ///
+    /// # Errors
+    /// What libtorch says at once; what goes wrong later is told by [`Gathering::finish`].
+    pub fn start_all_gather(&self, tensor: &Tensor, gathered: &Tensor) -> Result<Gathering, BridgeError> {
+        let (own, gathered) = (tensor.detach().contiguous(), gathered.detach());
+        let is_room = gathered.numel() == own.numel() * self.world_size as usize && gathered.is_contiguous();
+        if !is_room || gathered.kind() != own.kind() {
+            let text = format!("{own:?} of {} ranks gathered into {gathered:?}", self.world_size);
+            return Err(BridgeError::Torch(text));
+        }
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: a live group; two live, contiguous tensors, which the work shares; `raw` is set on success.
+        checked(|message| unsafe {
+            sys::bridge_gather_start(self.raw, gathered.as_ptr(), own.as_ptr(), &raw mut raw, message)
+        })?;
+        Ok(Gathering { raw, gathered })
+    }
+
     /// Rows of `tensor` `[sum(to), ...]` to each rank: the first `to[0]` to rank 0, the next `to[1]` to rank 1. What comes,
     /// `from[r]` rows of rank r, lies in rank order, `[sum(from), ...]`, without gradient.
     ///
@@ -184,6 +204,34 @@ impl Communicator {
             target.copy_(&contiguous);
         }
         Ok(())
+    }
+}
+
+/// An all-gather under way.
+pub struct Gathering {
+    raw: *mut RawGathering,
+    gathered: Tensor,
+}
+
+// SAFETY: c10d's work guards itself with a mutex and is not bound to the thread that made it.
+unsafe impl Send for Gathering {}
+
+impl Gathering {
+    /// Waits for the message: the place that was given, filled.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_sum`].
+    pub fn finish(self) -> Result<Tensor, BridgeError> {
+        // SAFETY: made by `bridge_gather_start`, not yet freed.
+        checked(|message| unsafe { sys::bridge_gather_finish(self.raw, message) })?;
+        Ok(self.gathered.shallow_clone())
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        // SAFETY: made by `bridge_gather_start`, freed once.
+        unsafe { sys::bridge_gather_free(self.raw) }
     }
 }
 

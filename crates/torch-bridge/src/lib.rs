@@ -21,7 +21,7 @@ pub use allocator::keep_freed_memory;
 pub use autocast::autocast;
 pub use cpu::cpu_has_fast_bf16;
 pub use error::BridgeError;
-pub use group::{Communicator, Membership};
+pub use group::{Communicator, Gathering, Membership};
 pub use recompute::recomputed;
 pub use reducer::{Reducer, Reduction};
 pub use store::Store;

@@ -22,6 +22,13 @@ pub(crate) struct RawGroup {
     _not_send: PhantomData<(*mut u8, PhantomPinned)>,
 }
 
+/// `BridgeGathering` of `cpp/group.h`.
+#[repr(C)]
+pub(crate) struct RawGathering {
+    _opaque: [u8; 0],
+    _not_send: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
 /// `BridgeReducer` of `cpp/reducer.cpp`.
 #[repr(C)]
 pub(crate) struct RawReducer {
@@ -135,6 +142,15 @@ unsafe extern "C" {
         input: *const C_tensor,
         message: *mut *mut c_char,
     ) -> c_int;
+    pub(crate) fn bridge_gather_start(
+        group: *const RawGroup,
+        output: *const C_tensor,
+        input: *const C_tensor,
+        out: *mut *mut RawGathering,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_gather_finish(gathering: *const RawGathering, message: *mut *mut c_char) -> c_int;
+    pub(crate) fn bridge_gather_free(gathering: *mut RawGathering);
     pub(crate) fn bridge_broadcast(
         group: *const RawGroup,
         tensor: *const C_tensor,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use collectives::ProcessGroup;
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
 use model::{LanguageConfig, LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
 use monitor::Phase;
@@ -13,7 +14,7 @@ use serde::Deserialize;
 use tch::{Tensor, nn, no_grad};
 
 use crate::checkpoints::HandedOver;
-use crate::config::{BertSizes, Config};
+use crate::config::{BertSizes, Config, Sharding};
 use crate::error::TrainError;
 use crate::features::Encoder;
 use crate::plan::Plan;
@@ -53,8 +54,9 @@ struct LmSpecials {
 /// Reads tokenizers, the frozen language model and the weights that the Q-Former starts from.
 ///
 /// # Errors
-/// [`TrainError::Read`], [`TrainError::Weights`] or [`TrainError::Data`] naming the file.
-pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
+/// [`TrainError::Read`], [`TrainError::Weights`] or [`TrainError::Data`] naming the file; [`TrainError::Peer`] where ranks
+/// that hold the language model together do not meet.
+pub(crate) fn tools(plan: &Plan, group: &dyn ProcessGroup) -> Result<Tools, TrainError> {
     let model = &plan.config.model;
     let language = sizes::language(&plan.config)?;
     Ok(Tools {
@@ -63,16 +65,26 @@ pub(crate) fn tools(plan: &Plan) -> Result<Tools, TrainError> {
         language_digest: file_digest(&model.language.weights.join(WEIGHTS_FILE))?,
         tokens_digest: file_digest(&model.language.weights.join(TOKENIZER_FILE))?,
         words_digest: file_digest(&model.qformer.init.join(VOCABULARY_FILE))?,
-        language_model: Rc::new(language_model(plan, &language)?),
+        language_model: Rc::new(language_model(plan, &language, group)?),
         bert: tensors::read(&model.qformer.init.join(WEIGHTS_FILE))?,
         sizes: sizes::bert(&plan.config)?,
     })
 }
 
-fn language_model(plan: &Plan, config: &LanguageConfig) -> Result<LanguageModel, TrainError> {
+/// Whole, or this rank's part of it. The file is read tensor by tensor: it may be larger than what a rank has room for.
+fn language_model(
+    plan: &Plan,
+    config: &LanguageConfig,
+    group: &dyn ProcessGroup,
+) -> Result<LanguageModel, TrainError> {
     let path = plan.config.model.language.weights.join(WEIGHTS_FILE);
-    let mut weights = Weights::new(tensors::read(&path)?);
-    let language_model = LanguageModel::new(config, &mut weights, plan.language_kind, plan.device);
+    let mut weights = tensors::in_file(&path)?;
+    let language_model = match plan.config.distributed.sharding {
+        Sharding::None => LanguageModel::new(config, &mut weights, plan.language_kind, plan.device),
+        Sharding::Frozen => {
+            LanguageModel::parted(config, &mut weights, plan.language_kind, group.beside("language")?)
+        }
+    };
     finish(weights, path)?;
     Ok(language_model.with_gradient_checkpointing(plan.config.model.language.gradient_checkpointing))
 }

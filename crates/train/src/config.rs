@@ -42,11 +42,24 @@ pub struct DistributedConfig {
     pub bucket_mib: f64,
     /// As what they travel: `fp32`, or `bf16` for half the bytes.
     pub gradient_dtype: GradientDtype,
+    /// Whether each rank holds all frozen weights.
+    pub sharding: Sharding,
+}
+
+/// What ranks hold in parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sharding {
+    /// Nothing.
+    #[default]
+    None,
+    /// The layers of the frozen language model: for one that does not fit a device.
+    Frozen,
 }
 
 impl Default for DistributedConfig {
     fn default() -> Self {
-        Self { bucket_mib: 25.0, gradient_dtype: GradientDtype::Fp32 }
+        Self { bucket_mib: 25.0, gradient_dtype: GradientDtype::Fp32, sharding: Sharding::None }
     }
 }
 

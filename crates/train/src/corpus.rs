@@ -149,6 +149,9 @@ mod tests {
         fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, CommError> {
             self.solo.all_gather(tensor)
         }
+        fn beside(&self, name: &str) -> Result<Box<dyn ProcessGroup>, CommError> {
+            self.solo.beside(name)
+        }
         fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError> {
             self.solo.all_to_all(tensor, to, from)
         }

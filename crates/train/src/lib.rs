@@ -64,6 +64,7 @@ pub fn describe(path: &Path, overrides: &[String], world_size: usize) -> Result<
     if plan.device == tch::Device::Cpu && plan.config.run.device == config::DeviceChoice::Auto {
         text += "\n  (this machine has no GPU that libtorch sees; one with GPUs takes them)";
     }
+    text.extend(sizes::describe_language(&plan)?.map(|line| format!("\n{line}")));
     for phase in [monitor::Phase::Stage1, monitor::Phase::Stage2] {
         let parameters = sizes::trainable_parameters(&plan.config, phase)?;
         text += &format!(

@@ -109,7 +109,7 @@ impl Run {
         let started = Instant::now();
         session.progress.write(WorkerPhase::Load, 0);
         let config = session.plan.config.clone();
-        let tools = build::tools(&session.plan)?;
+        let tools = build::tools(&session.plan, session.group.as_ref())?;
         let encoder = build::encoder(&session.plan)?;
         let views = session.plan.features.views;
         let cached = match config.data.features {

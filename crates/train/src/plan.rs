@@ -11,7 +11,7 @@ use tch::{Device, Kind};
 
 use crate::config::{
     ComputeDtype, Config, ContrastiveAccumulation, DeviceChoice, FeatureConfig, HandOver, OptimConfig,
-    StageConfig, default_encode_batch,
+    Sharding, StageConfig, default_encode_batch,
 };
 use crate::error::TrainError;
 
@@ -109,6 +109,7 @@ impl Plan {
     pub fn new(config: Config, world: World, path: &Path) -> Result<Self, TrainError> {
         config.check().map_err(|detail| TrainError::Config { path: path.to_owned(), detail })?;
         let device = device(&config, &world, path)?;
+        refuse_to_part_for_one(&config, &world, path)?;
         let kind = kind(config.run.compute_dtype, fast_kind(device));
         // Frozen: half precision costs nothing (paper section 3.4), where the hardware multiplies it fast.
         let vision_kind = self::kind(config.model.vision.dtype, kind);
@@ -248,6 +249,17 @@ impl StagePlan {
             checkpoint_dir: dir.join("checkpoints").join(phase.name()),
         })
     }
+}
+
+/// # Errors
+/// [`TrainError::Config`] where weights are to be held in parts and nobody is there to hold the others.
+fn refuse_to_part_for_one(config: &Config, world: &World, path: &Path) -> Result<(), TrainError> {
+    if config.distributed.sharding == Sharding::None || world.world_size > 1 {
+        return Ok(());
+    }
+    let detail = "distributed.sharding = \"frozen\" parts the language model over ranks, and here is one; start more \
+                  (--nproc-per-node), or leave it out";
+    Err(TrainError::Config { path: path.to_owned(), detail: detail.into() })
 }
 
 /// As the config says; a run without a cache keeps the features of its evaluation alone.

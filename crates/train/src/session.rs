@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::error::TrainError;
 use crate::ledger::Ledger;
 use crate::plan::Plan;
+use crate::sizes;
 
 /// One worker of one run.
 pub struct Session {
@@ -76,6 +77,8 @@ impl Session {
             }
             checkpoint::write_durably(&kept, config_text.as_bytes())?;
             metrics.line(&plan.describe());
+            // What is wrong with the language model's files is told where all ranks read them.
+            sizes::describe_language(&plan).ok().flatten().iter().for_each(|line| metrics.line(line));
         }
         Ok(Self { plan, group, metrics, stop, progress, ledger, config_text, unchanged, _lock: lock })
     }

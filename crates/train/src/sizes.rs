@@ -8,8 +8,9 @@ use model::{ItgWeighting, LanguageConfig, QformerConfig, Stage1Config, TextBranc
 use monitor::Phase;
 use serde::de::DeserializeOwned;
 
-use crate::config::{BertSizes, Config};
+use crate::config::{BertSizes, Config, Sharding};
 use crate::error::TrainError;
+use crate::plan::Plan;
 
 /// Reads a JSON file of a weights folder.
 ///
@@ -111,6 +112,30 @@ fn language_width(config: &Config) -> Result<i64, TrainError> {
         Some(given) if !config.model.language.weights.join("config.json").exists() => Ok(given),
         _ => Ok(language(config)?.hidden_size()),
     }
+}
+
+/// The line of a plan that tells what a rank holds of the language model; none where its `config.json` is not here.
+///
+/// # Errors
+/// As [`language`].
+pub(crate) fn describe_language(plan: &Plan) -> Result<Option<String>, TrainError> {
+    if !plan.config.model.language.weights.join("config.json").exists() {
+        return Ok(None);
+    }
+    let bytes = language(&plan.config)?.frozen_bytes(plan.language_kind);
+    let megabytes = |bytes: i64| format!("{:.1} MB", 1e-6 * bytes as f64);
+    let ranks = plan.world.world_size as i64;
+    Ok(Some(match plan.config.distributed.sharding {
+        Sharding::None => {
+            format!("  frozen language model: {} on each rank", megabytes(bytes.whole()))
+        }
+        Sharding::Frozen => format!(
+            "  frozen language model: {} of {} on each rank, and {} for gathered layers beside",
+            megabytes(bytes.parted(ranks)),
+            megabytes(bytes.whole()),
+            megabytes(bytes.gathered(ranks)),
+        ),
+    }))
 }
 
 /// The words of stage 1, `[DEC]` among them.

@@ -53,6 +53,7 @@ impl Stage {
             (Self::Two(stage2, _), StageText::Two(text)) => {
                 let inputs = Stage2Inputs { image: features.shallow_clone(), text: text.clone() };
                 let (total, _) = stage2.loss(&inputs, true);
+                stage2.check_peers()?;
                 Ok(StepLosses { named: vec![("loss", total.detach()), ("loss_lm", total.detach())], total })
             }
             _ => unreachable!("a stage is built with the tokenizer of its own texts"),
@@ -93,6 +94,17 @@ impl Stage {
     ) -> Result<StepLosses, CommError> {
         let Self::One(stage1, _) = self else { unreachable!("the plan caches no contrast of stage 2") };
         Ok(stage1.part_losses(&ahead.parts, part, &ahead.cached, group)?.into())
+    }
+
+    /// To be asked behind backward passes: whether all that they needed of other ranks has come.
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone: the gradients are of no use.
+    pub fn check_peers(&self) -> Result<(), CommError> {
+        match self {
+            Self::One(..) => Ok(()),
+            Self::Two(stage2, _) => stage2.check_peers(),
+        }
     }
 
     /// Trainable parameters by name; frozen ones hold no gradient and are not in here.

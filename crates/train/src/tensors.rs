@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use checkpoint::{CheckpointError, Dtype, HostTensor, TensorMap};
+use checkpoint::{CheckpointError, Dtype, HostTensor, TensorFile, TensorInfo, TensorMap};
+use model::Weights;
 use tch::{Kind, Tensor};
 
 use crate::error::TrainError;
@@ -33,11 +34,31 @@ pub fn to_host(tensor: &Tensor) -> HostTensor {
 /// # Errors
 /// [`TrainError::Read`] or [`TrainError::Weights`] naming the file.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {
-    let map = checkpoint::read_safetensors(path).map_err(|error| match error {
+    let map = checkpoint::read_safetensors(path).map_err(|error| not_read(error, path))?;
+    Ok(all_to_torch(&map))
+}
+
+fn not_read(error: CheckpointError, path: &Path) -> TrainError {
+    match error {
         CheckpointError::Io { path, source, .. } => TrainError::Read { path, source },
         other => TrainError::Weights { path: path.to_owned(), detail: other.to_string() },
-    })?;
-    Ok(all_to_torch(&map))
+    }
+}
+
+/// The tensors of a safetensors file, each of which is read when a model takes it.
+///
+/// # Errors
+/// As [`read`], where the header cannot be read.
+pub fn in_file(path: &Path) -> Result<Weights, TrainError> {
+    let mut file = TensorFile::open(path).map_err(|error| not_read(error, path))?;
+    let shape = |info: &TensorInfo| info.shape.iter().map(|&n| n as i64).collect();
+    let shapes: Vec<(String, Vec<i64>)> =
+        file.header().tensors.iter().map(|(name, info)| (name.clone(), shape(info))).collect();
+    Ok(Weights::in_file(shapes, move |name| match file.read(name) {
+        Ok(Some(host)) => Ok(to_torch(&host)),
+        Ok(None) => Err("the header does not have it".into()),
+        Err(error) => Err(error.to_string()),
+    }))
 }
 
 /// Every tensor of the map.

@@ -131,6 +131,7 @@ impl Trainer<'_> {
             }
             losses.push(step_losses);
         }
+        self.stage.check_peers()?;
         let gradients = self.optimizer.gradients();
         let (grad_norm, grad_divisor) = clip(&gradients, scale, self.plan.optim.max_grad_norm);
         let left_out = self.pairs.left_out().total();

@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 pub fn conforms(group: &dyn ProcessGroup, folder: &Path) {
     gathers_in_rank_order(group);
+    gathers_while_others_sum(group);
     sums(group);
     exchanges_rows(group);
     broadcasts(group);
@@ -52,6 +53,26 @@ fn gathers_in_rank_order(group: &dyn ProcessGroup) {
     let gathered = group.all_gather(&strided.transpose(0, 1)).unwrap();
     let expected: Vec<i64> = (0..n).flat_map(|r| [r, 20, 10, 30]).collect();
     assert_eq!(ints(&gathered), expected);
+}
+
+/// Two gathers are under way, and another group of the same ranks is used meanwhile.
+fn gathers_while_others_sum(group: &dyn ProcessGroup) {
+    let (rank, n) = (group.rank() as i64, group.world_size() as i64);
+    let beside = group.beside("suite").unwrap();
+    assert_eq!(
+        (beside.rank() as i64, beside.world_size() as i64, beside.device()),
+        (rank, n, group.device())
+    );
+    let of = |factor: i64| Tensor::from_slice(&[factor * rank]).to_device(group.device());
+    let room = || Tensor::zeros([n], (Kind::Int64, group.device()));
+    let [one, two] = [1, 10].map(|factor| beside.start_all_gather(&of(factor), &room()).unwrap());
+    let mut sum = numbers(group, &[1.0]);
+    group.all_reduce_sum(&mut sum).unwrap();
+    assert_eq!(floats(&sum), [n as f32]);
+    for (gathering, factor) in [(two, 10), (one, 1)] {
+        let expected: Vec<i64> = (0..n).map(|r| factor * r).collect();
+        assert_eq!(ints(&gathering.finish().unwrap()), expected);
+    }
 }
 
 fn sums(group: &dyn ProcessGroup) {

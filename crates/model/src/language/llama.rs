@@ -6,15 +6,16 @@ use tch::{Device, Kind, Tensor};
 
 use super::cache::{KvCache, Reading};
 use super::config::LlamaConfig;
+use super::stack::{FrozenLayer, Keeping, Stack};
 use super::{Vocabulary, root_of};
-use crate::layers::{Linear, dims, linear_without_bias, masked_attention, recomputed};
+use crate::layers::{Linear, dims, linear_without_bias, masked_attention};
 use crate::weights::{Scope, Weights};
 
 /// A frozen Llama.
 #[derive(Debug)]
 pub struct Llama {
     pub(super) vocabulary: Vocabulary,
-    layers: Vec<Layer>,
+    pub(super) layers: Stack<Layer>,
     /// `[D]`; the last norm's gain stays, because a tied head is shared with the embeddings.
     final_gain: Tensor,
     heads: Heads,
@@ -26,7 +27,7 @@ pub struct Llama {
 }
 
 #[derive(Debug)]
-struct Layer {
+pub(super) struct Layer {
     qkv: Linear,
     out: Linear,
     gate_up: Linear,
@@ -55,7 +56,12 @@ struct Context<'a> {
 }
 
 impl Llama {
-    pub(super) fn new(config: &LlamaConfig, weights: &mut Weights, kind: Kind, device: Device) -> Self {
+    pub(super) fn new(
+        config: &LlamaConfig,
+        weights: &mut Weights,
+        (kind, device): (Kind, Device),
+        keeping: &Keeping,
+    ) -> Self {
         let heads = Heads {
             groups: config.key_value_heads(),
             queries_per_group: config.num_attention_heads / config.key_value_heads(),
@@ -66,9 +72,8 @@ impl Llama {
         let mut scope = weights.scope(format!("{root}{body}"), kind, device);
         let table = scope.take("embed_tokens.weight", &[config.vocab_size, config.hidden_size]);
         let final_gain = scope.take_f32("norm.weight", &[config.hidden_size]);
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::load(config, heads, &mut scope.at(format_args!("layers.{i}"))))
-            .collect();
+        let load = |i| Layer::load(config, heads, &mut scope.at(format_args!("layers.{i}")));
+        let layers = Stack::load(keeping, config.num_hidden_layers, load);
         let vocabulary = Vocabulary::new(table, head, &mut weights.scope(root, kind, device));
         let exponents =
             Tensor::arange_start_step(0, heads.size, 2, (Kind::Float, device)) / heads.size as f64;
@@ -87,10 +92,18 @@ impl Llama {
     pub(super) fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
         let mut context = self.context(mask, cache);
         let mut x = context.reading.pack(embeds); // [N, D]
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = match self.gradient_checkpointing && !context.reading.remembers() {
-                true => layer.recomputed(i, &x, &context),
-                false => layer.forward(i, &x, &mut context),
+        let recomputes =
+            (self.gradient_checkpointing || self.layers.is_parted()) && !context.reading.remembers();
+        for i in 0..self.layers.len() {
+            x = match recomputes {
+                true => {
+                    let again = context.without_cache();
+                    let run = move |layer: &Layer, x: &[Tensor]| {
+                        layer.forward(i, &x[0], &mut again.without_cache())
+                    };
+                    self.layers.recomputed(i, &[&x], run)
+                }
+                false => self.layers.with(i, |layer| layer.forward(i, &x, &mut context)),
             };
         }
         context.reading.unpack(&(rms_normalised(&x, self.eps) * &self.final_gain))
@@ -139,21 +152,6 @@ impl Layer {
         }
     }
 
-    fn share(&self) -> Self {
-        Self {
-            qkv: self.qkv.share(),
-            out: self.out.share(),
-            gate_up: self.gate_up.share(),
-            down: self.down.share(),
-        }
-    }
-
-    /// [`Layer::forward`], of which only `x` is kept.
-    fn recomputed(&self, index: usize, x: &Tensor, context: &Context<'_>) -> Tensor {
-        let (layer, context) = (self.share(), context.without_cache());
-        recomputed(&[x], move |inputs| layer.forward(index, &inputs[0], &mut context.without_cache()))
-    }
-
     /// `[N, D]` to the same.
     fn forward(&self, index: usize, x: &Tensor, context: &mut Context<'_>) -> Tensor {
         let x = x + self.attend(index, &rms_normalised(x, context.eps), context);
@@ -181,6 +179,17 @@ impl Layer {
     fn feed_forward(&self, x: &Tensor) -> Tensor {
         let gate_up = self.gate_up.forward(x).chunk(2, -1);
         self.down.forward(&(gate_up[0].silu() * &gate_up[1]))
+    }
+}
+
+impl FrozenLayer for Layer {
+    fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self {
+            qkv: self.qkv.map(of),
+            out: self.out.map(of),
+            gate_up: self.gate_up.map(of),
+            down: self.down.map(of),
+        }
     }
 }
 

@@ -1,15 +1,21 @@
 //! The frozen language model: embeddings in, hidden states and logits out. Gradients reach the embeddings, and no weight.
 
+mod bytes;
 mod cache;
 mod config;
 mod continuation;
 mod generate;
 mod llama;
 mod opt;
+mod peers;
+mod shards;
+mod stack;
 mod t5;
 
+use collectives::{CommError, ProcessGroup};
 use tch::{Device, Kind, Tensor};
 
+pub use bytes::FrozenBytes;
 pub use cache::KvCache;
 pub use config::{ConfigError, LanguageConfig, LlamaConfig, OptConfig};
 pub use continuation::Continuation;
@@ -19,6 +25,9 @@ pub use generate::{
 pub use llama::Llama;
 pub use opt::Opt;
 pub use t5::{Activation, T5, T5Cache, T5Config};
+
+use peers::Peers;
+use stack::{AnyStack, Keeping, meet};
 
 use crate::inputs::LmText;
 use crate::layers::dims;
@@ -58,9 +67,20 @@ impl CausalModel {
     ///
     /// With a `cache` the embeddings continue what it remembers, and are remembered; `mask` is of the new ones only.
     pub fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
+        if cache.is_some() {
+            // Texts that are generated: ranks have each their own number of passes.
+            meet(&[self.stack()], Some(0));
+        }
         match self {
             Self::Opt(opt) => opt.forward(embeds, mask, cache),
             Self::Llama(llama) => llama.forward(embeds, mask, cache),
+        }
+    }
+
+    fn stack(&self) -> &dyn AnyStack {
+        match self {
+            Self::Opt(opt) => &opt.layers,
+            Self::Llama(llama) => &llama.layers,
         }
     }
 
@@ -78,16 +98,68 @@ impl LanguageModel {
     /// softmax and the residual stream are single precision. What is missing is told by [`Weights::finish`].
     #[must_use]
     pub fn new(config: &LanguageConfig, weights: &mut Weights, kind: Kind, device: Device) -> Self {
+        Self::kept(config, weights, (kind, device), &Keeping::Whole)
+    }
+
+    /// [`LanguageModel::new`] with an equal part of each layer on every rank of `group`, which is for nothing else (Rajbhandari
+    /// et al. 2020, arXiv 1910.02054, of frozen weights). A layer is gathered when it is needed, the next one while it computes,
+    /// and in the backward pass again. Embeddings and head are whole on every rank.
+    ///
+    /// All ranks make the same [`LanguageModel::read`]s and backward passes. Texts that they generate may be of any number and
+    /// length; each rank that has no more to write calls [`LanguageModel::accompany`]. Errors are told by
+    /// [`LanguageModel::check_peers`].
+    #[must_use]
+    pub fn parted(
+        config: &LanguageConfig,
+        weights: &mut Weights,
+        kind: Kind,
+        group: Box<dyn ProcessGroup>,
+    ) -> Self {
+        let device = group.device();
+        Self::kept(config, weights, (kind, device), &Keeping::Parted(Peers::new(group)))
+    }
+
+    fn kept(
+        config: &LanguageConfig,
+        weights: &mut Weights,
+        place: (Kind, Device),
+        keeping: &Keeping,
+    ) -> Self {
         let _frozen = tch::no_grad_guard();
         match config {
             LanguageConfig::Opt(config) => {
-                Self::Causal(CausalModel::Opt(Opt::new(config, weights, kind, device)))
+                Self::Causal(CausalModel::Opt(Opt::new(config, weights, place, keeping)))
             }
             LanguageConfig::Llama(config) => {
-                Self::Causal(CausalModel::Llama(Llama::new(config, weights, kind, device)))
+                Self::Causal(CausalModel::Llama(Llama::new(config, weights, place, keeping)))
             }
-            LanguageConfig::T5(config) => Self::T5(T5::new(config, weights, kind, device)),
+            LanguageConfig::T5(config) => Self::T5(T5::new(config, weights, place, keeping)),
         }
+    }
+
+    /// Of a parted model: gives its parts of layers to ranks that still generate, until none does. Of a whole one: nothing.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::check_peers`].
+    pub fn accompany(&self) -> Result<(), CommError> {
+        let _no_gradient = tch::no_grad_guard();
+        match self {
+            Self::Causal(causal) => meet(&[causal.stack()], None),
+            Self::T5(t5) => meet(&t5.stacks(), None),
+        }
+        self.check_peers()
+    }
+
+    /// Of a parted model, to be asked behind each pass: whether its layers have come. What a pass gave otherwise is of no use.
+    ///
+    /// # Errors
+    /// [`CommError`] when a peer is gone.
+    pub fn check_peers(&self) -> Result<(), CommError> {
+        let peers = match self {
+            Self::Causal(causal) => causal.stack().peers(),
+            Self::T5(t5) => t5.stacks().into_iter().find_map(AnyStack::peers),
+        };
+        peers.map_or(Ok(()), |peers| peers.check())
     }
 
     /// With layers that keep their inputs alone where a gradient is wanted, and are computed again in the backward pass: time

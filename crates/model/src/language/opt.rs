@@ -4,10 +4,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::cache::{KvCache, Reading};
 use super::config::OptConfig;
+use super::stack::{FrozenLayer, Keeping, Stack};
 use super::{Vocabulary, root_of};
 use crate::layers::{
     LayerNorm, Linear, dims, fused_linear, layer_norm, linear, linear_without_bias, masked_attention,
-    recomputed,
 };
 use crate::weights::{Scope, Weights};
 
@@ -23,14 +23,14 @@ pub struct Opt {
     positions: Tensor,
     project_in: Option<Linear>,
     project_out: Option<Linear>,
-    layers: Vec<Layer>,
+    pub(super) layers: Stack<Layer>,
     final_norm: Option<LayerNorm>,
     /// Layers keep their inputs alone where a gradient is wanted.
     pub(super) gradient_checkpointing: bool,
 }
 
 #[derive(Debug)]
-struct Layer {
+pub(super) struct Layer {
     norm_before: bool,
     heads: i64,
     attention_norm: LayerNorm,
@@ -42,7 +42,12 @@ struct Layer {
 }
 
 impl Opt {
-    pub(super) fn new(config: &OptConfig, weights: &mut Weights, kind: Kind, device: Device) -> Self {
+    pub(super) fn new(
+        config: &OptConfig,
+        weights: &mut Weights,
+        (kind, device): (Kind, Device),
+        keeping: &Keeping,
+    ) -> Self {
         let (width, embedding) = (config.hidden_size, config.embedding_size());
         let bodies = ["model.decoder.", "decoder."];
         let (root, body) = root_of(weights, &["language_model.", "opt_model.", ""], &bodies);
@@ -55,9 +60,8 @@ impl Opt {
         let project_in = projected.then(|| linear_without_bias(&mut scope, "project_in", [embedding, width]));
         let project_out =
             projected.then(|| linear_without_bias(&mut scope, "project_out", [width, embedding]));
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::load(config, &mut scope.at(format_args!("layers.{i}"))))
-            .collect();
+        let load = |i| Layer::load(config, &mut scope.at(format_args!("layers.{i}")));
+        let layers = Stack::load(keeping, config.num_hidden_layers, load);
         let final_norm =
             config.do_layer_norm_before.then(|| layer_norm(&mut scope, "final_layer_norm", width, EPS));
         let vocabulary = Vocabulary::new(table, head, &mut weights.scope(root, kind, device));
@@ -79,10 +83,17 @@ impl Opt {
         let embeds =
             self.project_in.as_ref().map_or(embeds.shallow_clone(), |project| project.forward(embeds));
         let mut x = reading.pack(&(embeds + positions)); // [N, H]
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = match self.gradient_checkpointing && !reading.remembers() {
-                true => layer.recomputed(i, &x, &reading),
-                false => layer.forward(i, &x, &mut reading),
+        let recomputes = (self.gradient_checkpointing || self.layers.is_parted()) && !reading.remembers();
+        for i in 0..self.layers.len() {
+            x = match recomputes {
+                true => {
+                    let again = reading.without_cache();
+                    let run = move |layer: &Layer, x: &[Tensor]| {
+                        layer.forward(i, &x[0], &mut again.without_cache())
+                    };
+                    self.layers.recomputed(i, &[&x], run)
+                }
+                false => self.layers.with(i, |layer| layer.forward(i, &x, &mut reading)),
             };
         }
         if let Some(norm) = &self.final_norm {
@@ -113,25 +124,6 @@ impl Layer {
         }
     }
 
-    fn share(&self) -> Self {
-        Self {
-            norm_before: self.norm_before,
-            heads: self.heads,
-            attention_norm: self.attention_norm.share(),
-            qkv: self.qkv.share(),
-            out: self.out.share(),
-            feed_forward_norm: self.feed_forward_norm.share(),
-            fc1: self.fc1.share(),
-            fc2: self.fc2.share(),
-        }
-    }
-
-    /// [`Layer::forward`], of which only `x` is kept.
-    fn recomputed(&self, index: usize, x: &Tensor, reading: &Reading<'_>) -> Tensor {
-        let (layer, reading) = (self.share(), reading.without_cache());
-        recomputed(&[x], move |inputs| layer.forward(index, &inputs[0], &mut reading.without_cache()))
-    }
-
     /// `[N, H]` to the same.
     fn forward(&self, index: usize, x: &Tensor, reading: &mut Reading<'_>) -> Tensor {
         if self.norm_before {
@@ -155,5 +147,20 @@ impl Layer {
 
     fn feed_forward(&self, x: &Tensor) -> Tensor {
         self.fc2.forward(&self.fc1.forward(x).relu())
+    }
+}
+
+impl FrozenLayer for Layer {
+    fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self {
+            norm_before: self.norm_before,
+            heads: self.heads,
+            attention_norm: self.attention_norm.map(of),
+            qkv: self.qkv.map(of),
+            out: self.out.map(of),
+            feed_forward_norm: self.feed_forward_norm.map(of),
+            fc1: self.fc1.map(of),
+            fc2: self.fc2.map(of),
+        }
     }
 }

@@ -51,6 +51,10 @@ impl ProcessGroup for Counting {
         self.group.all_gather(tensor)
     }
 
+    fn beside(&self, name: &str) -> Result<Box<dyn ProcessGroup>, CommError> {
+        self.group.beside(name)
+    }
+
     fn all_to_all(&self, tensor: &Tensor, to: &[i64], from: &[i64]) -> Result<Tensor, CommError> {
         self.arrived.set(self.arrived.get() + from.iter().sum::<i64>());
         self.group.all_to_all(tensor, to, from)

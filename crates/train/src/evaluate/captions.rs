@@ -1,6 +1,7 @@
 //! Greedy captions of a split's pictures, and the controls beside them.
 
 use collectives::{CommError, ProcessGroup};
+use model::Stage2;
 use monitor::CaptionScores;
 use tch::{Device, Kind, Tensor};
 
@@ -68,6 +69,17 @@ impl Writer<'_> {
 
     fn write(&self, stage: &Stage) -> Result<Vec<String>, TrainError> {
         let Stage::Two(stage2, _) = stage else { unreachable!("captions come from stage 2") };
+        let written = self.write_own(stage2);
+        // Others may write longer, and need this rank's part of the language model: also where somebody asked for a stop.
+        let accompanied = stage2.accompany();
+        let rows = written?;
+        accompanied?;
+        let rows = share(&rows, self.lm.max_tokens, self.group)?;
+        rows.iter().map(|ids| self.lm.decode(ids)).collect()
+    }
+
+    /// A row for each picture, of which this rank fills its share.
+    fn write_own(&self, stage2: &Stage2) -> Result<Vec<Vec<i64>>, TrainError> {
         let own: Vec<usize> = share_of(self.pictures.len(), self.group).collect();
         let mut rows = vec![Vec::new(); self.pictures.len()];
         let question = self.lm.question();
@@ -75,13 +87,13 @@ impl Writer<'_> {
             let pictures: Vec<usize> = some.iter().map(|&i| self.pictures[i]).collect();
             let features = self.split.features(&pictures)?.to_device(self.group.device());
             let ids = stage2.caption(&features, &question, self.lm.max_tokens, &[self.lm.eos]);
+            stage2.check_peers()?;
             for (&i, ids) in some.iter().zip(ids) {
                 rows[i] = ids;
             }
             (self.progress)(some.len())?;
         }
-        let rows = share(&rows, self.lm.max_tokens, self.group)?;
-        rows.iter().map(|ids| self.lm.decode(ids)).collect()
+        Ok(rows)
     }
 }
 

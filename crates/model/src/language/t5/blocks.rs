@@ -57,8 +57,9 @@ impl SelfAttention {
         }
     }
 
-    pub fn share(&self) -> Self {
-        Self { qkv: self.qkv.share(), out: self.out.share() }
+    /// The same with `of` each tensor in its place.
+    pub fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { qkv: self.qkv.map(of), out: self.out.map(of) }
     }
 
     /// `x` `[B, T, D]` plus what its tokens see; earlier tokens are in the `cache`, with its layer's number.
@@ -103,8 +104,9 @@ impl CrossAttention {
         }
     }
 
-    pub fn share(&self) -> Self {
-        Self { query: self.query.share(), key_value: self.key_value.share(), out: self.out.share() }
+    /// The same with `of` each tensor in its place.
+    pub fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { query: self.query.map(of), key_value: self.key_value.map(of), out: self.out.map(of) }
     }
 
     /// Keys and values of the encoder's states `[B, S, D]`, `[B, H, S, K]` each: computed once.
@@ -153,8 +155,9 @@ impl FeedForward {
         }
     }
 
-    pub fn share(&self) -> Self {
-        Self { inner: self.inner.share(), outer: self.outer.share(), ..*self }
+    /// The same with `of` each tensor in its place.
+    pub fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { inner: self.inner.map(of), outer: self.outer.map(of), ..*self }
     }
 
     /// `x` `[.., D]` plus what is made of it.

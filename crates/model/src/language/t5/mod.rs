@@ -14,8 +14,12 @@ use positions::{Direction, RelativeBias};
 use super::Vocabulary;
 use super::cache::LayerCache;
 use super::llama::rms_normalised;
-use crate::layers::recomputed;
+use super::stack::{AnyStack, FrozenLayer, Keeping, Stack, meet};
 use crate::weights::{Scope, Weights};
+
+/// The number of a stack, for ranks that hold the layers together.
+const ENCODER: usize = 0;
+const DECODER: usize = 1;
 
 /// A frozen T5.
 #[derive(Debug)]
@@ -23,11 +27,11 @@ pub struct T5 {
     pub(super) vocabulary: Vocabulary,
     shape: Shape,
     start: i64,
-    encoder: Vec<EncoderLayer>,
+    encoder: Stack<EncoderLayer>,
     encoder_bias: RelativeBias,
     /// `[D]`.
     encoder_gain: Tensor,
-    decoder: Vec<DecoderLayer>,
+    decoder: Stack<DecoderLayer>,
     decoder_bias: RelativeBias,
     /// `[D]`, with the factor before a tied head in it.
     decoder_gain: Tensor,
@@ -57,6 +61,13 @@ struct Biases {
     encoded: Tensor,
 }
 
+impl Biases {
+    /// The same tensors under another handle.
+    fn share(&self) -> Self {
+        Self { own: self.own.shallow_clone(), encoded: self.encoded.shallow_clone() }
+    }
+}
+
 /// What the decoder remembers of a batch: what the encoder read, and its own tokens so far.
 #[derive(Debug)]
 pub struct T5Cache {
@@ -77,7 +88,12 @@ impl T5Cache {
 }
 
 impl T5 {
-    pub(super) fn new(config: &T5Config, weights: &mut Weights, kind: Kind, device: Device) -> Self {
+    pub(super) fn new(
+        config: &T5Config,
+        weights: &mut Weights,
+        (kind, device): (Kind, Device),
+        keeping: &Keeping,
+    ) -> Self {
         const ROOTS: [&str; 3] = ["language_model.", "t5_model.", ""];
         let root = ROOTS.into_iter().find(|root| weights.has(&format!("{root}shared.weight"))).unwrap_or("");
         // Files of Flan-T5 may call themselves tied and have a head all the same.
@@ -91,12 +107,12 @@ impl T5 {
         let mut encoder = scope.at("encoder");
         let encoder_bias = RelativeBias::load(config, Direction::Both, &mut encoder);
         let encoder_gain = encoder.take_f32("final_layer_norm.weight", &[config.d_model]);
-        let encoder = EncoderLayer::all(config, &mut encoder);
+        let encoder = EncoderLayer::all(config, &mut encoder, keeping);
         let mut decoder = scope.at("decoder");
         let decoder_bias = RelativeBias::load(config, Direction::Back, &mut decoder);
         let scale = if config.scale_decoder_outputs { (config.d_model as f64).powf(-0.5) } else { 1.0 };
         let decoder_gain = decoder.take_f32("final_layer_norm.weight", &[config.d_model]) * scale;
-        let decoder = DecoderLayer::all(config, &mut decoder);
+        let decoder = DecoderLayer::all(config, &mut decoder, keeping);
         let (shape, start) = (Shape::of(config), config.decoder_start_token_id);
         Self {
             vocabulary,
@@ -121,8 +137,11 @@ impl T5 {
     /// Reads `embeds` `[B, S, D]` with their `mask` `[B, S]` (1 = token). Positions are columns, padding counted, as the
     /// peers count them.
     pub fn encode(&self, embeds: &Tensor, mask: &Tensor) -> T5Cache {
+        meet(&self.stacks(), Some(ENCODER));
         let (states, encoded_mask) = self.encoded(embeds, mask);
-        let keys_values = self.decoder.iter().map(|layer| layer.cross.keys_values(&states, self.shape));
+        meet(&self.stacks(), Some(DECODER));
+        let of = |layer: &DecoderLayer| layer.cross.keys_values(&states, self.shape);
+        let keys_values = (0..self.decoder.len()).map(|i| self.decoder.with(i, of));
         T5Cache { encoded: LayerCache::new(keys_values.collect()), encoded_mask, own: LayerCache::default() }
     }
 
@@ -133,10 +152,15 @@ impl T5 {
             .masked_fill(&hidden, f64::NEG_INFINITY);
         let bias = self.encoder_bias.of(0, embeds.size()[1]) + &encoded_mask;
         let mut x = embeds.shallow_clone();
-        for layer in &self.encoder {
-            x = match self.gradient_checkpointing {
-                true => layer.recomputed(&x, &bias, self.shape),
-                false => layer.forward(&x, &bias, self.shape),
+        let shape = self.shape;
+        for i in 0..self.encoder.len() {
+            x = match self.gradient_checkpointing || self.encoder.is_parted() {
+                true => {
+                    let bias = bias.shallow_clone();
+                    let run = move |layer: &EncoderLayer, x: &[Tensor]| layer.forward(&x[0], &bias, shape);
+                    self.encoder.recomputed(i, &[&x], run)
+                }
+                false => self.encoder.with(i, |layer| layer.forward(&x, &bias, shape)),
             };
         }
         (rms_normalised(&x, self.shape.eps) * &self.encoder_gain, encoded_mask)
@@ -145,10 +169,13 @@ impl T5 {
     /// Reads decoder tokens `ids` `[B, T]` behind those in the cache: states `[B, T, D]` behind the last norm, single
     /// precision, each of which predicts the next token. A row's padding stands on the right, where no token sees it.
     pub fn decode(&self, ids: &Tensor, cache: &mut T5Cache) -> Tensor {
+        meet(&self.stacks(), Some(DECODER));
         let biases = self.biases(cache.own.columns(), ids.size()[1], &cache.encoded_mask);
         let mut x = self.vocabulary.embed(ids);
-        for (i, layer) in self.decoder.iter().enumerate() {
-            x = layer.forward(&x, cache.encoded.of(i), &biases, self.shape, Some((&mut cache.own, i)));
+        for i in 0..self.decoder.len() {
+            x = self.decoder.with(i, |layer| {
+                layer.forward(&x, cache.encoded.of(i), &biases, self.shape, Some((&mut cache.own, i)))
+            });
         }
         rms_normalised(&x, self.shape.eps) * &self.decoder_gain
     }
@@ -159,13 +186,25 @@ impl T5 {
         let (states, encoded_mask) = self.encoded(embeds, mask);
         let biases = self.biases(0, ids.size()[1], &encoded_mask);
         let mut x = self.vocabulary.embed(&self.shifted_right(ids));
-        for layer in &self.decoder {
-            x = match self.gradient_checkpointing {
-                true => layer.recomputed(&x, &states, &biases, self.shape),
-                false => layer.forward_on(&x, &states, &biases, self.shape),
+        let shape = self.shape;
+        for i in 0..self.decoder.len() {
+            x = match self.gradient_checkpointing || self.decoder.is_parted() {
+                true => {
+                    let biases = biases.share();
+                    let run = move |layer: &DecoderLayer, x: &[Tensor]| {
+                        layer.forward_on(&x[0], &x[1], &biases, shape)
+                    };
+                    self.decoder.recomputed(i, &[&x, &states], run)
+                }
+                false => self.decoder.with(i, |layer| layer.forward_on(&x, &states, &biases, shape)),
             };
         }
         rms_normalised(&x, self.shape.eps) * &self.decoder_gain
+    }
+
+    /// By [`ENCODER`] and [`DECODER`].
+    pub(super) fn stacks(&self) -> [&dyn AnyStack; 2] {
+        [&self.encoder, &self.decoder]
     }
 
     /// For `rows` new tokens behind `past`.
@@ -183,7 +222,7 @@ impl T5 {
 }
 
 impl EncoderLayer {
-    fn all(config: &T5Config, scope: &mut Scope<'_>) -> Vec<Self> {
+    fn all(config: &T5Config, scope: &mut Scope<'_>, keeping: &Keeping) -> Stack<Self> {
         let one = |i: i64| {
             let mut scope = scope.at(format_args!("block.{i}.layer"));
             Self {
@@ -191,7 +230,7 @@ impl EncoderLayer {
                 feed_forward: FeedForward::load(config, &mut scope.at(1)),
             }
         };
-        (0..config.num_layers).map(one).collect()
+        Stack::load(keeping, config.num_layers, one)
     }
 
     /// `x` `[B, S, D]` to the same.
@@ -199,17 +238,16 @@ impl EncoderLayer {
         let x = self.attention.forward(x, bias, shape, None);
         self.feed_forward.forward(&x, shape.eps)
     }
+}
 
-    /// [`EncoderLayer::forward`], of which only `x` is kept.
-    fn recomputed(&self, x: &Tensor, bias: &Tensor, shape: Shape) -> Tensor {
-        let layer = Self { attention: self.attention.share(), feed_forward: self.feed_forward.share() };
-        let bias = bias.shallow_clone();
-        recomputed(&[x], move |inputs| layer.forward(&inputs[0], &bias, shape))
+impl FrozenLayer for EncoderLayer {
+    fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { attention: self.attention.map(of), feed_forward: self.feed_forward.map(of) }
     }
 }
 
 impl DecoderLayer {
-    fn all(config: &T5Config, scope: &mut Scope<'_>) -> Vec<Self> {
+    fn all(config: &T5Config, scope: &mut Scope<'_>, keeping: &Keeping) -> Stack<Self> {
         let one = |i: i64| {
             let mut scope = scope.at(format_args!("block.{i}.layer"));
             Self {
@@ -218,7 +256,7 @@ impl DecoderLayer {
                 feed_forward: FeedForward::load(config, &mut scope.at(2)),
             }
         };
-        (0..config.num_decoder_layers).map(one).collect()
+        Stack::load(keeping, config.num_decoder_layers, one)
     }
 
     /// `x` `[B, T, D]` to the same, with keys and values of the encoder's states; earlier tokens are in the `cache`.
@@ -240,15 +278,14 @@ impl DecoderLayer {
         let (keys, values) = self.cross.keys_values(states, shape);
         self.forward(x, (&keys, &values), biases, shape, None)
     }
+}
 
-    /// [`DecoderLayer::forward_on`], of which only `x` and `states` are kept.
-    fn recomputed(&self, x: &Tensor, states: &Tensor, biases: &Biases, shape: Shape) -> Tensor {
-        let layer = Self {
-            attention: self.attention.share(),
-            cross: self.cross.share(),
-            feed_forward: self.feed_forward.share(),
-        };
-        let biases = Biases { own: biases.own.shallow_clone(), encoded: biases.encoded.shallow_clone() };
-        recomputed(&[x, states], move |inputs| layer.forward_on(&inputs[0], &inputs[1], &biases, shape))
+impl FrozenLayer for DecoderLayer {
+    fn map(&self, of: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self {
+            attention: self.attention.map(of),
+            cross: self.cross.map(of),
+            feed_forward: self.feed_forward.map(of),
+        }
     }
 }
