@@ -27,11 +27,6 @@ fn long_p2_ranks_that_die_together_are_overcome_exactly() {
 }
 
 #[test]
-fn p10_a_rank_that_dies_before_its_update_while_another_has_made_its_own_is_overcome_exactly() {
-    overcome(&mut Chaos::new(10), &[(Scenario::P10, 3)]);
-}
-
-#[test]
 fn long_p10_a_rank_that_dies_before_its_update_is_overcome_exactly() {
     overcome(&mut Chaos::new(11), &[(Scenario::P10, 20)]);
 }
