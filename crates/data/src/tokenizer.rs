@@ -9,6 +9,9 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use crate::error::DataError;
 
+/// Tokens around a text: `[CLS]` and `[SEP]`.
+const FRAME: usize = 2;
+
 /// Token ids of some texts, right-padded to one width.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TextBatch {
@@ -121,10 +124,10 @@ impl WordPiece {
     }
 
     fn rows(&self, texts: &[String], max_len: usize) -> Result<Vec<Vec<i64>>, DataError> {
-        check_max_len(max_len, 2)?;
+        check_max_len(max_len)?;
         let row = |text: &String| {
             let mut ids = vec![self.special.cls];
-            ids.extend(encode(&self.inner, &self.path, text)?.into_iter().take(max_len - 2));
+            ids.extend(encode(&self.inner, &self.path, text)?.into_iter().take(max_len - FRAME));
             ids.push(self.special.sep);
             Ok(ids)
         };
@@ -212,9 +215,9 @@ fn encode(inner: &Inner, path: &str, text: &str) -> Result<Vec<i64>, DataError> 
     Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
 }
 
-fn check_max_len(max_len: usize, least: usize) -> Result<(), DataError> {
-    if max_len < least {
-        let problem = format!("{max_len} is less than the {least} token(s) around a text");
+fn check_max_len(max_len: usize) -> Result<(), DataError> {
+    if max_len < FRAME {
+        let problem = format!("{max_len} is less than the {FRAME} token(s) around a text");
         return Err(DataError::Config { key: "data.max_text_tokens".into(), problem });
     }
     Ok(())

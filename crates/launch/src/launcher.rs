@@ -56,7 +56,8 @@ pub struct LaunchSpec {
 /// on a thread that lives as long as the process.
 ///
 /// Returns the meaning of the first failing worker's exit code ([`Exit::Unavailable`] for a signal or a code outside
-/// the contract; [`Exit::GiveUp`] after three tries in a row without a new checkpoint), [`Exit::Stopped`] when the workers ended because of a signal, [`Exit::Done`] when all are done.
+/// the contract; [`Exit::GiveUp`] after three tries in a row without a new checkpoint), [`Exit::Stopped`] when the workers
+/// ended because of a signal, [`Exit::Done`] when all are done.
 ///
 /// # Errors
 /// [`LaunchError::Arguments`] for no workers, [`LaunchError::Busy`] when another launcher holds the run folder,

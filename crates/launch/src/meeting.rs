@@ -156,9 +156,9 @@ impl Meeting {
         let member = match self {
             Self::Member { member, .. } => member,
             Self::Alone { budget } => {
-                let (exit, spent) = match (local, budget.restart(saved)) {
-                    (Some(exit), _) | (None, Err(exit)) => (Some(exit), None),
-                    (None, Ok(spent)) => (None, Some(spent)),
+                let (exit, spent) = match local.map_or_else(|| budget.restart(saved), Err) {
+                    Ok(spent) => (None, Some(spent)),
+                    Err(exit) => (Some(exit), None),
                 };
                 return Settled { exit, ours: cause.is_some(), spent };
             }

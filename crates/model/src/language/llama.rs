@@ -92,8 +92,7 @@ impl Llama {
     pub(super) fn forward(&self, embeds: &Tensor, mask: &Tensor, cache: Option<&mut KvCache>) -> Tensor {
         let mut context = self.context(mask, cache);
         let mut x = context.reading.pack(embeds); // [N, D]
-        let recomputes =
-            (self.gradient_checkpointing || self.layers.is_parted()) && !context.reading.remembers();
+        let recomputes = self.layers.recomputes(self.gradient_checkpointing) && !context.reading.remembers();
         for i in 0..self.layers.len() {
             x = match recomputes {
                 true => {

@@ -83,7 +83,7 @@ impl Opt {
         let embeds =
             self.project_in.as_ref().map_or(embeds.shallow_clone(), |project| project.forward(embeds));
         let mut x = reading.pack(&(embeds + positions)); // [N, H]
-        let recomputes = (self.gradient_checkpointing || self.layers.is_parted()) && !reading.remembers();
+        let recomputes = self.layers.recomputes(self.gradient_checkpointing) && !reading.remembers();
         for i in 0..self.layers.len() {
             x = match recomputes {
                 true => {

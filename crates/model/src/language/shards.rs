@@ -1,5 +1,5 @@
-//! One rank's parts of the layers of a stack. A layer is gathered when it is needed, the next one while it computes, and it
-//! is let go with what was made of it.
+//! One rank's parts of the layers of a stack. A layer is gathered when it is needed, the next one while it computes, into one
+//! of two places that the layers of a stack take in turn.
 
 use std::fmt;
 use std::sync::Arc;

@@ -56,9 +56,10 @@ impl<L: FrozenLayer> Stack<L> {
         }
     }
 
-    /// Whether autograd must not keep these layers for the backward pass: it would hold all of them at once.
-    pub fn is_parted(&self) -> bool {
-        matches!(self, Self::Parted { .. })
+    /// Whether a pass with a graph keeps the layers' inputs alone: where that is `asked`, and of parted layers always, because
+    /// autograd would hold all of them at once.
+    pub fn recomputes(&self, asked: bool) -> bool {
+        asked || matches!(self, Self::Parted { .. })
     }
 
     /// What `run` makes of layer `index`, where layers are gone through from the first to the last without a graph.

@@ -13,7 +13,7 @@ pub struct Split {
     pub name: String,
     /// What is unseen in it.
     pub description: String,
-    /// Scores on it choose the stage-1 checkpoint.
+    /// Scores on it choose the stage-1 checkpoint, where the config wants the best one.
     pub select: bool,
     /// Left out of the report.
     pub hidden: bool,

@@ -154,7 +154,7 @@ impl T5 {
         let mut x = embeds.shallow_clone();
         let shape = self.shape;
         for i in 0..self.encoder.len() {
-            x = match self.gradient_checkpointing || self.encoder.is_parted() {
+            x = match self.encoder.recomputes(self.gradient_checkpointing) {
                 true => {
                     let bias = bias.shallow_clone();
                     let run = move |layer: &EncoderLayer, x: &[Tensor]| layer.forward(&x[0], &bias, shape);
@@ -188,7 +188,7 @@ impl T5 {
         let mut x = self.vocabulary.embed(&self.shifted_right(ids));
         let shape = self.shape;
         for i in 0..self.decoder.len() {
-            x = match self.gradient_checkpointing || self.decoder.is_parted() {
+            x = match self.decoder.recomputes(self.gradient_checkpointing) {
                 true => {
                     let biases = biases.share();
                     let run = move |layer: &DecoderLayer, x: &[Tensor]| {
