@@ -285,10 +285,10 @@ fn paths(value: &toml::Value, key: &str, found: &mut Vec<(String, bool)>) {
     match value {
         toml::Value::Table(table) => table.iter().for_each(|(key, value)| paths(value, key, found)),
         toml::Value::Array(items) => items.iter().for_each(|item| paths(item, key, found)),
-        toml::Value::String(text) => {
-            if ["data/", "weights/", "runs/", "/"].iter().any(|start| text.starts_with(start)) {
-                found.push((text.clone(), key == "dir"));
-            }
+        toml::Value::String(text)
+            if ["data/", "weights/", "runs/", "/"].iter().any(|start| text.starts_with(start)) =>
+        {
+            found.push((text.clone(), key == "dir"));
         }
         _ => {}
     }

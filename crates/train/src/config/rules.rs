@@ -231,6 +231,16 @@ mod tests {
     }
 
     #[test]
+    fn every_config_that_we_ship_is_taken() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+        let configs: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(configs.len() >= 10, "{configs:?}");
+        for path in configs {
+            assert_eq!(Config::read(&path, &[]).unwrap().check(), Ok(()), "{}", path.display());
+        }
+    }
+
+    #[test]
     fn each_value_that_cannot_run_is_named_by_its_key() {
         assert_eq!(said(&[]), "");
         for (set, key) in [
