@@ -1,61 +1,13 @@
 //! The real program on the command line: what it accepts, whom it asks, which exit code it gives.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod place;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use assert_cmd::Command;
 use checkpoint::{HostTensor, Snapshot, Store};
-use tempfile::TempDir;
-
-/// A folder with `blip2` in it, and a fake `blip2-worker` where wanted.
-struct Place {
-    dir: TempDir,
-}
-
-impl Place {
-    fn without_worker() -> Self {
-        // Inside target/, so that a link to the program is possible: a copy would take time and could still be open
-        // for writing in another test's child when it is started.
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        fs::hard_link(env!("CARGO_BIN_EXE_blip2"), dir.path().join("blip2")).unwrap();
-        Self { dir }
-    }
-
-    fn with_worker() -> Self {
-        let place = Self::without_worker();
-        let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_worker");
-        std::os::unix::fs::symlink(fake, place.path("blip2-worker")).unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.path("blip2"));
-        command
-            .args(args)
-            .current_dir(self.dir.path())
-            .env("FAKE_DIR", self.dir.path())
-            .env_remove("LIBTORCH");
-        command
-    }
-
-    /// What the fake worker was asked, a line a process.
-    fn asked(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.path("asked")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-}
-
-/// Exit code, standard output and standard error.
-fn run(command: &mut Command) -> (Option<i32>, String, String) {
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
+use place::{Place, run};
 
 #[test]
 fn help_names_every_command_and_exit_code() {

@@ -74,6 +74,7 @@ pub mod resize;
 pub mod rng;
 pub mod sample;
 pub mod scan;
+mod share;
 pub mod source;
 pub mod tokenizer;
 pub mod tools;

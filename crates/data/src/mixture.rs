@@ -12,11 +12,11 @@ use crate::error::DataError;
 use crate::order::SampleRef;
 use crate::recent::Recent;
 use crate::rng::{Rng, Stream};
+pub use crate::share::Share;
+use crate::share::{weights, wrong};
 
 /// Units of a period: ratios with small denominators come out exactly.
 const PERIOD: u64 = 60_000;
-/// Sets of a mixture; each needs a place in a period.
-const MAX_SETS: usize = 1000;
 
 /// One set of a mixture.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,16 +27,6 @@ pub struct MixtureSet {
     pub share: Share,
     /// Passes after which it leaves the mixture; `None`: it stays.
     pub epochs: Option<u64>,
-}
-
-/// How much of a mixture a set is. All sets of one mixture say it the same way.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Share {
-    /// In relation to the other sets' ratios; they need not sum to 1.
-    Ratio(f64),
-    /// So many times as often as its size says: 1 for all sets is as if they were one.
-    Repeats(f64),
 }
 
 /// What is drawn from one set at a time.
@@ -94,7 +84,7 @@ impl Mixture {
         unit: Unit,
         shards_per_block: usize,
     ) -> Result<Self, DataError> {
-        let weights = weights(sets)?;
+        let weights = weights(sets.iter().map(|set| (set.share, set.shard_sizes.iter().sum())))?;
         let unit = match unit {
             Unit::Sample => 1,
             Unit::Batch(samples) => samples.max(1),
@@ -268,35 +258,6 @@ impl Mixture {
     }
 }
 
-fn wrong(set: usize, problem: &str) -> DataError {
-    DataError::Config { key: format!("data.source.sets[{set}]"), problem: problem.to_owned() }
-}
-
-/// What each set's share weighs.
-fn weights(sets: &[MixtureSet]) -> Result<Vec<f64>, DataError> {
-    if sets.is_empty() || sets.len() > MAX_SETS {
-        return Err(wrong(0, "a mixture needs 1 to 1000 sets"));
-    }
-    let by_ratio = matches!(sets[0].share, Share::Ratio(_));
-    let mut weights = Vec::with_capacity(sets.len());
-    for (number, set) in sets.iter().enumerate() {
-        let num_samples: usize = set.shard_sizes.iter().sum();
-        if num_samples == 0 {
-            return Err(wrong(number, "it holds no usable sample"));
-        }
-        let weight = match set.share {
-            Share::Ratio(ratio) if by_ratio => ratio,
-            Share::Repeats(repeats) if !by_ratio => repeats * num_samples as f64,
-            _ => return Err(wrong(number, "either all sets say `ratio` or all say `repeats`")),
-        };
-        if !(weight > 0.0 && weight.is_finite()) {
-            return Err(wrong(number, "its share must be above 0"));
-        }
-        weights.push(weight);
-    }
-    Ok(weights)
-}
-
 /// Units of each set in a period: in proportion, at least one of each, the largest remainders rounded up.
 fn quotas(weights: &[f64]) -> Vec<u64> {
     let sum: f64 = weights.iter().sum();
@@ -392,6 +353,6 @@ mod tests {
         assert!(problem(&[set(40, Share::Ratio(f64::NAN), None)], Unit::Sample).contains("above 0"));
         assert!(problem(&[set(0, Share::Ratio(1.0), None)], Unit::Sample).contains("no usable"));
         assert!(problem(&[set(40, Share::Ratio(1.0), Some(1))], Unit::Batch(41)).contains("one unit"));
-        assert!(problem(&[], Unit::Sample).contains("1 to"));
+        assert!(problem(&[], Unit::Sample).contains("needs a set"));
     }
 }

@@ -1,19 +1,28 @@
 //! The part of a config that says where a stream's samples come from, and in which order.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::DataError;
 use crate::index::Index;
-use crate::mixture::{MixtureSet, Share, Unit};
+use crate::location::redacted;
+use crate::mixture::{MixtureSet, Unit};
 use crate::order::Order;
+use crate::pattern;
 use crate::remote::RemoteOptions;
+use crate::share::{self, Share, wrong};
 
 /// Where copies of remote shards go unless a config says it.
 pub const SHARD_CACHE: &str = "data/shard_cache";
 
 /// Shards of a block where none is given and shards are remote.
 const REMOTE_BLOCK: usize = 16;
+
+/// Longest time that may be waited for a shard: a year. Clocks cannot add any number of seconds.
+const MAX_SECONDS: u64 = 365 * 24 * 3600;
+/// 8 EiB: what the copies take is counted in bytes.
+const MAX_GIB: u64 = 1 << 33;
 
 /// Sets, order and cache of a stream. The default is one set of local shards under a full shuffle.
 #[derive(Debug, Clone, PartialEq, Default, serde::Deserialize, serde::Serialize)]
@@ -84,6 +93,26 @@ impl CacheConfig {
         Index::open_sets(sets, Some(self.options()))
     }
 
+    fn problems(&self) -> Vec<DataError> {
+        let seconds = 1..=MAX_SECONDS;
+        let rules = [
+            ((1..=MAX_GIB).contains(&self.max_gib), "max_gib", "must be 1 to 8589934592"),
+            (
+                seconds.contains(&self.shard_deadline_seconds),
+                "shard_deadline_seconds",
+                "must be 1 to 31536000, which is a year",
+            ),
+            (
+                seconds.contains(&self.stall_seconds),
+                "stall_seconds",
+                "must be 1 to 31536000, which is a year",
+            ),
+            (self.attempts > 0, "attempts", "must be at least 1"),
+        ];
+        let broken = rules.into_iter().filter(|(holds, ..)| !holds);
+        broken.map(|(_, key, problem)| wrong_key(&format!("cache.{key}"), problem)).collect()
+    }
+
     fn options(&self) -> RemoteOptions {
         let dir = self.dir.clone().unwrap_or_else(|| SHARD_CACHE.into());
         RemoteOptions {
@@ -97,12 +126,60 @@ impl CacheConfig {
 }
 
 impl SourceConfig {
+    /// All that is wrong with the values, whatever the shards hold; each error names its key. The disk is not looked at:
+    /// sets that share shards by a wildcard, a folder or a list file are not found.
+    pub fn problems(&self) -> Vec<DataError> {
+        let mut problems = self.cache.problems();
+        problems.extend(self.per_block().err());
+        let mut shares = Vec::with_capacity(self.sets.len());
+        for (number, set) in self.sets.iter().enumerate() {
+            if set.shards.is_empty() {
+                problems.push(wrong(number, "names no shards; give it some, or leave the set out"));
+            }
+            match set.share() {
+                Ok(share) => shares.push((number, share)),
+                Err(problem) => problems.push(wrong(number, problem)),
+            }
+        }
+        problems.extend(share::problems(&shares));
+        problems.extend(self.shards_of_two_sets());
+        problems
+    }
+
+    /// For each set that names a shard of an earlier one, the first such shard.
+    fn shards_of_two_sets(&self) -> Vec<DataError> {
+        let mut owner: HashMap<String, usize> = HashMap::new();
+        let mut problems = Vec::new();
+        for (number, set) in self.sets.iter().enumerate() {
+            // What cannot be expanded is refused with its reason by whoever opens it.
+            let names = set.shards.iter().filter_map(|pattern| pattern::expand(pattern).ok()).flatten();
+            let mut twice = None;
+            for name in names {
+                let first = *owner.entry(name.clone()).or_insert(number);
+                if first != number && twice.is_none() {
+                    twice = Some((name, first));
+                }
+            }
+            problems.extend(twice.map(|(name, first)| {
+                let shard = redacted(&name);
+                wrong(number, &format!("{shard} is in sets[{first}] too; leave it out of one, and say by `ratio` or `repeats` how often a set is seen"))
+            }));
+        }
+        problems
+    }
+
+    fn per_block(&self) -> Result<usize, DataError> {
+        match self.shards_per_block.unwrap_or(REMOTE_BLOCK) {
+            0 => Err(wrong_key("shards_per_block", "must not be 0")),
+            shards => Ok(shards),
+        }
+    }
+
     /// The index of all sets, or of `shards` where no sets are given.
     ///
     /// Errors: as [`Index::open_sets`], and both `shards` and `sets`, or neither.
     pub fn open(&self, shards: &[String]) -> Result<Index, DataError> {
-        let wrong =
-            |problem: &str| DataError::Config { key: "data.source.sets".into(), problem: problem.to_owned() };
+        let wrong = |problem| wrong_key("sets", problem);
         let sets: Vec<Vec<String>> = match (self.sets.is_empty(), shards.is_empty()) {
             (true, false) => vec![shards.to_vec()],
             (false, true) => self.sets.iter().map(|set| set.shards.clone()).collect(),
@@ -115,11 +192,7 @@ impl SourceConfig {
     /// The order that `seed` names over `index`, which [`SourceConfig::open`] gave. `global_batch` is the number of
     /// samples that all ranks together use in one pass.
     pub fn order(&self, seed: u64, index: &Index, global_batch: usize) -> Result<Order, DataError> {
-        let per_block = self.shards_per_block.unwrap_or(REMOTE_BLOCK);
-        if per_block == 0 {
-            let problem = "must not be 0".to_owned();
-            return Err(DataError::Config { key: "data.source.shards_per_block".into(), problem });
-        }
+        let per_block = self.per_block()?;
         if self.sets.is_empty() {
             return Ok(match self.shards_per_block {
                 None if !index.is_remote() => Order::new(seed, index.len()),
@@ -128,10 +201,7 @@ impl SourceConfig {
         }
         let mut sets = Vec::with_capacity(self.sets.len());
         for (number, set) in self.sets.iter().enumerate() {
-            let share = set.share().map_err(|problem| DataError::Config {
-                key: format!("data.source.sets[{number}]"),
-                problem: problem.to_owned(),
-            })?;
+            let share = set.share().map_err(|problem| wrong(number, problem))?;
             sets.push(MixtureSet { shard_sizes: index.shard_sizes(number), share, epochs: set.epochs });
         }
         let unit = match self.mix {
@@ -145,6 +215,10 @@ impl SourceConfig {
     pub fn shards_ahead(&self) -> usize {
         self.shards_ahead.unwrap_or(2 * self.shards_per_block.unwrap_or(REMOTE_BLOCK))
     }
+}
+
+fn wrong_key(key: &str, problem: &str) -> DataError {
+    DataError::Config { key: format!("data.source.{key}"), problem: problem.to_owned() }
 }
 
 impl SetConfig {

@@ -1,5 +1,7 @@
 //! Values that parse and cannot run. All that is wrong is told at once, each by its key.
 
+use std::collections::BTreeSet;
+
 use data::source::SourceConfig;
 use model::VisionConfig;
 
@@ -18,6 +20,8 @@ impl Config {
         rules.extend(optim_rules("stage2.optim", &self.stage2.optim));
         rules.extend(self.run_rules());
         rules.extend(evaluation_rules(&self.evaluation));
+        rules.extend(split_rules(&self.evaluation));
+        rules.extend(reference_rules(&self.evaluation));
         let broken: Vec<String> =
             rules.into_iter().filter(|(holds, _)| !holds).map(|(_, problem)| problem).collect();
         match broken.is_empty() {
@@ -32,9 +36,9 @@ impl Config {
         // Copies of remote shards are kept whether their pictures stream or not.
         let streams =
             SourceConfig { cache: data.source.cache.clone(), ..SourceConfig::default() } != data.source;
-        let checked = [data.texts.check(), data.transform.check()];
-        let mut rules: Vec<Rule> =
-            checked.into_iter().filter_map(Result::err).map(|error| (false, error.to_string())).collect();
+        let checked = [data.texts.check(), data.transform.check()].into_iter().filter_map(Result::err);
+        let wrong = checked.chain(data.source.problems());
+        let mut rules: Vec<Rule> = wrong.map(|error| (false, error.to_string())).collect();
         rules.extend(say([
             ((0.0..=1.0).contains(&data.max_skipped_ratio), "data.max_skipped_ratio must be 0 to 1"),
             (data.max_text_tokens >= 3, "data.max_text_tokens must be at least 3: [CLS], a word piece, [SEP]"),
@@ -166,6 +170,53 @@ fn evaluation_rules(evaluation: &EvaluationConfig) -> Vec<Rule> {
     ])
 }
 
+/// A split's name is its key in `eval.json` and in validation records: the second of a name would take the first's place.
+fn split_rules(evaluation: &EvaluationConfig) -> Vec<Rule> {
+    let mut names = BTreeSet::new();
+    let mut rules = Vec::new();
+    for (number, split) in evaluation.splits.iter().enumerate() {
+        let (key, name) = (format!("evaluation.splits[{number}]"), &split.name);
+        rules.push((!name.trim().is_empty(), format!("{key}.name must not be empty")));
+        rules.push((
+            names.insert(name),
+            format!("{key}.name = {name:?} is the name of an earlier split; give each its own"),
+        ));
+        rules.push((
+            !split.shards.is_empty(),
+            format!("{key}.shards names no shards; give it some, or leave the split out"),
+        ));
+    }
+    rules
+}
+
+/// Rows beside ours in the report, so of splits that stand in it.
+fn reference_rules(evaluation: &EvaluationConfig) -> Vec<Rule> {
+    let shown = evaluation.splits.iter().filter(|split| !split.hidden);
+    let shown: Vec<&str> = shown.map(|split| split.name.as_str()).collect();
+    let mut rules = Vec::new();
+    for (number, reference) in evaluation.references.iter().enumerate() {
+        let key = format!("evaluation.references[{number}]");
+        rules.push((
+            shown.contains(&reference.split.as_str()),
+            format!(
+                "{key}.split = {:?} is no split of the report; it has {}",
+                reference.split,
+                shown.join(", ")
+            ),
+        ));
+        for (way, figures) in [("i2t", Some(reference.i2t)), ("t2i", reference.t2i)] {
+            let recalls = figures.is_none_or(|figures| {
+                figures.iter().all(|figure| (0.0..=1.0).contains(figure)) && figures.is_sorted()
+            });
+            rules.push((
+                recalls,
+                format!("{key}.{way} must be recall at 1, 5 and 10: each 0 to 1, none below the one before; 85 % is 0.85"),
+            ));
+        }
+    }
+    rules
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 mod tests {
@@ -178,6 +229,16 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/paper_vit_g_opt_2.7b.toml");
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
         Config::read(&path, &sets).unwrap().check().err().unwrap_or_default()
+    }
+
+    #[test]
+    fn every_config_that_we_ship_is_taken() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+        let configs: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(configs.len() >= 10, "{configs:?}");
+        for path in configs {
+            assert_eq!(Config::read(&path, &[]).unwrap().check(), Ok(()), "{}", path.display());
+        }
     }
 
     #[test]
@@ -203,6 +264,45 @@ mod tests {
         ] {
             assert!(said(&[set]).contains(key), "{set}: {}", said(&[set]));
         }
+    }
+
+    #[test]
+    fn splits_references_and_sets_that_cannot_be_are_named_by_their_place() {
+        let split = |name: &str, more: &str| format!("{{name = {name:?}, shards = ['x.tar']{more}}}");
+        let splits = |all: &[String]| format!("evaluation.splits=[{}]", all.join(", "));
+        let selects = split("val", ", select = true");
+        let rows = |row: &str| format!("evaluation.references=[{{system = 'ridge', {row}}}]");
+        let known = "split = 'coco_val', i2t = [0.1, 0.5, 0.5]";
+        assert_eq!(said(&[&rows(known)]), "");
+        for (set, key) in [
+            (
+                splits(&[selects.clone(), split("val", "")]),
+                "evaluation.splits[1].name = \"val\" is the name of",
+            ),
+            (splits(&[selects.clone(), split(" ", "")]), "evaluation.splits[1].name must not be empty"),
+            (
+                splits(&[selects, "{name = 'test', shards = []}".to_owned()]),
+                "evaluation.splits[1].shards names no shards",
+            ),
+            (
+                rows("split = 'coco', i2t = [0.1, 0.2, 0.3]"),
+                "[0].split = \"coco\" is no split of the report; it has coco_val",
+            ),
+            (rows(&known.replace("0.1", "10.0")), "evaluation.references[0].i2t must be"),
+            (rows(&known.replace("0.1", "0.6")), "evaluation.references[0].i2t must be"),
+            (rows(&format!("{known}, t2i = [0.1, nan, 0.3]")), "evaluation.references[0].t2i must be"),
+            (
+                "data.source.sets=[{shards = ['x.tar'], ratio = 0.0}]".to_owned(),
+                "data.source.sets[0]: its `ratio`",
+            ),
+            ("data.source.sets=[{}]".to_owned(), "data.source.sets[0]: names no shards"),
+            ("data.source.shards_per_block=0".to_owned(), "data.source.shards_per_block: must not be 0"),
+            ("data.source.cache.stall_seconds=0".to_owned(), "data.source.cache.stall_seconds: must be"),
+        ] {
+            assert!(said(&[&set]).contains(key), "{set}: {}", said(&[&set]));
+        }
+        let hidden = splits(&[split("coco_val", ", select = true, hidden = true")]);
+        assert!(said(&[&hidden, &rows(known)]).contains("is no split of the report"), "{}", said(&[&hidden]));
     }
 
     #[test]
