@@ -77,6 +77,10 @@ impl ProcessGroup for C10dGroup {
         self.named(Operation::Barrier, self.communicator.barrier())
     }
 
+    fn abort(&self) {
+        self.communicator.abort();
+    }
+
     fn reducer(
         &self,
         parameters: &[Tensor],

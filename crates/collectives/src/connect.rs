@@ -1,9 +1,10 @@
 //! How ranks find each other.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use launch::{Source, World};
 use tch::Device;
@@ -14,6 +15,10 @@ use crate::error::{CommError, Operation};
 use crate::group::ProcessGroup;
 use crate::place;
 use crate::solo::SoloGroup;
+
+/// By which a rank may come before rank 0 without a second being lost.
+const HEAD_START: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(4);
 
 /// How long to wait for the other ranks before calling them lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +150,10 @@ impl Meeting {
 
 fn store(world: &World, timeout: Duration) -> Result<Store, CommError> {
     let address = (world.master_addr.as_str(), world.master_port);
-    let join = || Store::join(address.0, address.1, world.world_size, timeout);
+    let join = || {
+        await_listener(address, timeout / 2);
+        Store::join(address.0, address.1, world.world_size, timeout)
+    };
     let opened = if world.rank == 0 {
         match TcpListener::bind(address) {
             Ok(listener) => Store::serve(listener, world.world_size, timeout),
@@ -165,6 +173,22 @@ fn store(world: &World, timeout: Duration) -> Result<Store, CommError> {
         },
         _ => CommError::new(world.rank, Operation::Rendezvous, error),
     })
+}
+
+/// Waits a while until somebody listens at `address`, where that is this machine: libtorch, finding nobody, looks again
+/// after a second.
+fn await_listener((host, port): (&str, u16), at_most: Duration) {
+    let Some(host) = host.parse::<IpAddr>().ok().filter(IpAddr::is_loopback) else { return };
+    let listens = || {
+        // A socket that finds nobody can be given the very port that it asks for, and so meet itself.
+        TcpStream::connect((host, port)).is_ok_and(|stream| {
+            matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(other)) if own != other)
+        })
+    };
+    let start = Instant::now();
+    while start.elapsed() < HEAD_START.min(at_most) && !listens() {
+        thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// This machine's address on the way to rank 0, loopback where rank 0 is met there. Peers reach us by it.

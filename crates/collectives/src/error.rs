@@ -116,6 +116,19 @@ pub enum CommError {
 }
 
 impl CommError {
+    /// Other ranks are the matter, so that meeting them again may help.
+    #[must_use]
+    pub fn is_of_peers(&self) -> bool {
+        match self {
+            Self::PeerGone { .. }
+            | Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::Address { .. }
+            | Self::Backend { .. } => true,
+            Self::OutOfMemory { .. } | Self::Unsupported { .. } => false,
+        }
+    }
+
     pub(crate) fn new(rank: usize, operation: Operation, error: BridgeError) -> Self {
         match error {
             BridgeError::PeerGone(detail) => Self::PeerGone { rank, operation, detail },

@@ -72,6 +72,10 @@ pub trait ProcessGroup: Send {
     /// As [`ProcessGroup::all_reduce_sum`].
     fn barrier(&self) -> Result<(), CommError>;
 
+    /// Leaves at once: what is under way fails, here and on ranks that wait for this one. For a group that has lost a rank
+    /// and whose other ranks are to meet again; it is of no more use.
+    fn abort(&self) {}
+
     /// Averages the gradients of `parameters` over ranks during backward passes. Every rank gives trainable leaves of the
     /// same shapes in the same order: the order in which they travel, so those whose gradients are there first come first.
     ///

@@ -91,6 +91,11 @@ fn a_killed_peer_is_an_error_and_no_hang() {
 }
 
 #[test]
+fn ranks_that_outlive_another_meet_again_at_once() {
+    Ranks::start("peer_is_replaced", 3).all_succeed_but_killed(1);
+}
+
+#[test]
 fn a_silent_peer_is_a_timeout() {
     Ranks::start("peer_is_silent", 2).all_succeed();
 }
@@ -197,6 +202,7 @@ fn rank_process() {
         "parameters_differ" => parameters_differ(group.as_ref()),
         "listens_on_loopback" => listens_on_loopback(group.as_ref()),
         "peer_is_killed" => peer_is_killed(group.as_ref()),
+        "peer_is_replaced" => peer_is_replaced(group.as_ref(), &folder),
         "peer_is_silent" => peer_is_silent(group.as_ref(), &folder),
         other => panic!("no scenario {other}"),
     }
@@ -256,6 +262,36 @@ fn peer_is_killed_in_backward(group: &dyn ProcessGroup) {
         panic!("rank {}: {error}", group.rank());
     };
     assert_eq!(rank, group.rank());
+}
+
+/// Rank 1 dies with messages under way, rank 2 leaves; rank 0, which may wait for either, hears of it. Then those two are a
+/// world of two, in the same processes.
+fn peer_is_replaced(group: &dyn ProcessGroup, folder: &Path) {
+    let leaf = Tensor::ones([1 << 20], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let mut reducer = group.reducer(&[leaf.shallow_clone()], REDUCE).unwrap();
+    if group.rank() == 1 {
+        let own = std::process::id().to_string();
+        Command::new("sh").args(["-c", "kill -9 \"$1\"", "sh", &own]).status().unwrap();
+    }
+    let started = Instant::now();
+    reducer.reduce(&leaf.sum(Kind::Float), &|| ()).unwrap_err();
+    drop(reducer);
+    group.abort();
+    assert!(group.barrier().is_err(), "it is of no more use");
+    let port = folder.join("port");
+    if group.rank() == 0 {
+        fs::write(folder.join("port.new"), free_port().to_string()).unwrap();
+        fs::rename(folder.join("port.new"), &port).unwrap();
+    }
+    while !port.exists() && started.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let port = fs::read_to_string(port).unwrap().parse().unwrap();
+    let again = connect_within(&world(group.rank() / 2, 2, port, 1), Device::Cpu, IMPATIENT).unwrap();
+    let mut sum = Tensor::ones([3], (Kind::Float, Device::Cpu));
+    again.all_reduce_sum(&mut sum).unwrap();
+    assert_eq!(sum.double_value(&[2]), 2.0);
+    assert!(started.elapsed() < IMPATIENT.operation, "{:?}: nobody waited for a timeout", started.elapsed());
 }
 
 fn parameters_differ(group: &dyn ProcessGroup) {

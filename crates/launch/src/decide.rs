@@ -36,6 +36,21 @@ pub(crate) struct Fleet {
     pub stop: Option<i32>,
     /// The worker that the launcher killed because it hung.
     pub hang: Option<Hang>,
+    /// Whether workers go on where one dies.
+    pub bond: Bond,
+}
+
+/// How the workers of a generation stand to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bond {
+    /// They have not all met yet, or end where one of them ends.
+    Loose,
+    /// They have met, and outlive the loss of one.
+    Met,
+    /// Those that lived when one died were called to meet again, and have not all come yet.
+    Called,
+    /// No restart is left for another meeting.
+    Spent,
 }
 
 /// Bounds that do not change during a launch.
@@ -48,12 +63,16 @@ pub(crate) struct Policy {
     pub grace: Duration,
     /// The same where no worker can have work worth finishing.
     pub short_grace: Duration,
+    /// Wait after a first failure that others outlive: enough for those that die with it.
+    pub together: Duration,
 }
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Wait,
+    /// The dead are started again and those that live called to meet them, if the budget allows it.
+    Regroup,
     /// SIGTERM to all that run.
     Terminate,
     /// SIGKILL to all that run.
@@ -75,12 +94,18 @@ pub(crate) fn decide(now: Duration, fleet: &Fleet, policy: &Policy) -> Action {
             false => Action::Kill,
         },
         (None, _) => Action::Exit(fleet.clean_exit()),
+        (Some(cause), None) if running && fleet.can_regroup(cause) => {
+            match now.saturating_sub(cause.at) < policy.together {
+                true => Action::Wait,
+                false => Action::Regroup,
+            }
+        }
         (Some(cause), None) if running => match now.saturating_sub(cause.at) < policy.settle {
             true => Action::Wait,
             false => Action::Terminate,
         },
         (Some(cause), Some(told)) if running => {
-            match now.saturating_sub(told) < grace(fleet.exit(cause), policy) {
+            match now.saturating_sub(told) < grace(fleet, cause, policy) {
                 true => Action::Wait,
                 false => Action::Kill,
             }
@@ -89,8 +114,10 @@ pub(crate) fn decide(now: Duration, fleet: &Fleet, policy: &Policy) -> Action {
     }
 }
 
-fn grace(exit: Exit, policy: &Policy) -> Duration {
-    match exit {
+fn grace(fleet: &Fleet, cause: &Ended, policy: &Policy) -> Duration {
+    match fleet.exit(cause) {
+        // Some sit in the rendezvous, where they hear nothing. What they had on the way to the disk was finished first.
+        _ if fleet.bond == Bond::Called => policy.short_grace,
         // `Stopped`: killed by the signal before its handlers stood, so before the workers met. The others wait for it
         // in the rendezvous and have done nothing yet.
         Exit::Config | Exit::Busy | Exit::Stopped => policy.short_grace,
@@ -100,7 +127,16 @@ fn grace(exit: Exit, policy: &Policy) -> Duration {
 
 impl Fleet {
     pub(crate) fn new(nproc: usize, generation: u32, stop: Option<i32>) -> Self {
-        Self { nproc, generation, ended: Vec::new(), told_to_end: None, stop, hang: None }
+        Self { nproc, generation, ended: Vec::new(), told_to_end: None, stop, hang: None, bond: Bond::Loose }
+    }
+
+    /// The others outlive this end, and none of them has left for another reason.
+    fn can_regroup(&self, cause: &Ended) -> bool {
+        let accident = |ended: &Ended| self.exit(ended) == Exit::Unavailable;
+        self.bond == Bond::Met
+            && self.stop.is_none()
+            && accident(cause)
+            && self.ended.iter().all(accident)
     }
 
     /// The worker whose end means that the others cannot go on; `None` while all is well.
@@ -156,6 +192,7 @@ mod tests {
         settle: Duration::from_millis(100),
         grace: Duration::from_secs(5),
         short_grace: Duration::from_secs(1),
+        together: Duration::from_millis(20),
     };
     const SIGTERM: i32 = 15;
     const SIGKILL: i32 = 9;
@@ -254,5 +291,44 @@ mod tests {
         assert_eq!(decide(ms(200), &one_asked, &POLICY), Action::Exit(Exit::Stopped));
         let patient = stopped(&[(0, End::Code(75), 10)]);
         assert_eq!(decide(Duration::from_secs(600), &patient, &POLICY), Action::Wait);
+    }
+
+    /// As [`pair`], of workers that outlive each other.
+    fn bound(bond: Bond, ended: &[(usize, End, u64)]) -> Fleet {
+        Fleet { bond, ..pair(ended) }
+    }
+
+    #[test]
+    fn who_outlives_a_peer_is_called_and_not_ended() {
+        for end in [End::Signal(SIGKILL), End::Code(69), End::Code(101)] {
+            let fleet = bound(Bond::Met, &[(1, end, 1000)]);
+            assert_eq!(decide(ms(1019), &fleet, &POLICY), Action::Wait, "another may die with it");
+            assert_eq!(decide(ms(1020), &fleet, &POLICY), Action::Regroup);
+        }
+        let all = bound(Bond::Met, &[(1, End::Signal(SIGKILL), 1000), (0, End::Signal(SIGKILL), 1001)]);
+        assert_eq!(decide(ms(1002), &all, &POLICY), Action::Restart, "nobody is left");
+    }
+
+    #[test]
+    fn nobody_is_called_where_another_try_is_not_wanted_or_cannot_be() {
+        let dead = (1, End::Signal(SIGKILL), 1000);
+        for bond in [Bond::Loose, Bond::Called, Bond::Spent] {
+            assert_eq!(decide(ms(1100), &bound(bond, &[dead]), &POLICY), Action::Terminate, "{bond:?}");
+        }
+        let stopped = Fleet { stop: Some(SIGTERM), ..bound(Bond::Met, &[dead]) };
+        assert_eq!(decide(ms(1100), &stopped, &POLICY), Action::Terminate);
+        let wrong = bound(Bond::Met, &[(1, End::Code(78), 1000)]);
+        assert_eq!(decide(ms(1100), &wrong, &POLICY), Action::Terminate);
+        let mut three = bound(Bond::Met, &[dead, (0, End::Code(0), 900)]);
+        three.nproc = 3;
+        assert_eq!(decide(ms(1100), &three, &POLICY), Action::Terminate, "one is done and will not come");
+    }
+
+    #[test]
+    fn who_waits_in_a_meeting_that_cannot_be_is_given_little_time() {
+        let mut fleet = bound(Bond::Called, &[(1, End::Signal(SIGKILL), 1000)]);
+        fleet.told_to_end = Some(ms(1100));
+        assert_eq!(decide(ms(2099), &fleet, &POLICY), Action::Wait);
+        assert_eq!(decide(ms(2100), &fleet, &POLICY), Action::Kill);
     }
 }

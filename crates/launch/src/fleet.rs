@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::Child;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,9 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use crate::LaunchError;
+use crate::call::Call;
 use crate::command::{Generation, worker_command};
+use crate::coordinator::Place;
 use crate::decide::{End, Ended};
 use crate::launcher::LaunchSpec;
 use crate::progress::{Beat, PROGRESS_PAGE, PageReader};
@@ -38,6 +40,8 @@ struct Worker {
 #[derive(Debug)]
 pub(crate) struct Processes {
     workers: Vec<Worker>,
+    /// For the threads that watch workers.
+    sender: Sender<(usize, Duration)>,
     ends: Receiver<(usize, Duration)>,
 }
 
@@ -52,32 +56,54 @@ impl Processes {
         clock: Instant,
     ) -> Result<Self, LaunchError> {
         let (sender, ends) = mpsc::channel();
-        let mut processes = Self { workers: Vec::with_capacity(spec.nproc), ends };
+        let mut processes = Self { workers: Vec::with_capacity(spec.nproc), sender, ends };
         for rank in 0..spec.nproc {
-            let place = generation.place;
-            let log = WorkerLog::open(logs, place.first_rank + rank, place.generation)?;
-            let worker = start_worker(spec, generation, rank, log)
-                .map_err(|source| LaunchError::Spawn { program: spec.worker.clone(), source })?;
+            let worker = processes.worker(spec, generation, rank, logs)?;
             let group = worker.group;
             processes.workers.push(worker);
-            watch(rank, group, sender.clone(), clock).map_err(|source| LaunchError::System {
-                action: "start a thread to watch a worker",
-                source,
-            })?;
+            processes.watch(rank, group, clock)?;
         }
         Ok(processes)
     }
 
+    /// Starts workers of another generation in the places of those that have ended.
+    pub(crate) fn replace(
+        &mut self,
+        spec: &LaunchSpec,
+        generation: &Generation<'_>,
+        logs: &Path,
+        clock: Instant,
+    ) -> Result<(), LaunchError> {
+        for rank in 0..self.workers.len() {
+            if !self.workers[rank].running {
+                self.workers[rank] = self.worker(spec, generation, rank, logs)?;
+                self.watch(rank, self.workers[rank].group, clock)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn worker(
+        &self,
+        spec: &LaunchSpec,
+        generation: &Generation<'_>,
+        rank: usize,
+        logs: &Path,
+    ) -> Result<Worker, LaunchError> {
+        let place = generation.place;
+        let log = WorkerLog::open(logs, place.first_rank + rank, place.generation)?;
+        start_worker(spec, generation, rank, log)
+            .map_err(|source| LaunchError::Spawn { program: spec.worker.clone(), source })
+    }
+
+    fn watch(&self, rank: usize, group: Pid, clock: Instant) -> Result<(), LaunchError> {
+        watch(rank, group, self.sender.clone(), clock)
+            .map_err(|source| LaunchError::System { action: "start a thread to watch a worker", source })
+    }
+
     /// The next end of a worker within `timeout`.
     pub(crate) fn next_end(&mut self, timeout: Duration) -> Result<Option<Ended>, LaunchError> {
-        let (rank, at) = match self.ends.recv_timeout(timeout) {
-            Ok(end) => end,
-            Err(RecvTimeoutError::Timeout) => return Ok(None),
-            Err(RecvTimeoutError::Disconnected) => {
-                thread::sleep(timeout);
-                return Ok(None);
-            }
-        };
+        let Ok((rank, at)) = self.ends.recv_timeout(timeout) else { return Ok(None) };
         let worker = &mut self.workers[rank];
         // Not yet collected, the dead worker still owns its number, so the signal reaches only what it left behind.
         let _ = killpg(worker.group, Signal::SIGKILL);
@@ -109,6 +135,24 @@ impl Processes {
         }
     }
 
+    /// Calls the workers that run to the generation of `place`.
+    pub(crate) fn call(&self, place: &Place) {
+        for (rank, worker) in self.workers.iter().enumerate().filter(|(_, worker)| worker.running) {
+            let rank = u16::try_from(place.first_rank + rank).unwrap_or(u16::MAX);
+            // Who does not hear it gives up and exits, and then all are started again.
+            let _ = worker.page.calls().call(Call {
+                generation: place.generation,
+                rank,
+                port: place.master_port,
+            });
+        }
+    }
+
+    /// Whether all workers, those that have ended too, have met in `generation` and outlive the loss of one.
+    pub(crate) fn have_met(&self, generation: u32) -> bool {
+        self.workers.iter().all(|worker| worker.page.calls().has_met() == Some(u64::from(generation)))
+    }
+
     /// Whether a worker has not ended.
     pub(crate) fn is_running(&self, rank: usize) -> bool {
         self.workers[rank].running
@@ -117,6 +161,11 @@ impl Processes {
     /// What a worker last said of its progress.
     pub(crate) fn beat(&self, rank: usize) -> Option<Beat> {
         self.workers[rank].page.read()
+    }
+
+    /// The furthest checkpoint that one of them wrote; 0 for none.
+    pub(crate) fn saved(&self) -> u64 {
+        self.workers.iter().filter_map(|worker| worker.page.read()).map(|beat| beat.saved).max().unwrap_or(0)
     }
 
     /// What the system says of a worker's main thread.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::command::Generation;
 use crate::coordinator::{News, Place};
-use crate::decide::{Action, End, Fleet, Policy, decide};
+use crate::decide::{Action, Bond, End, Fleet, Policy, decide};
 use crate::failure::{FAILURE, Failure};
 use crate::fleet::Processes;
 use crate::meeting::{Meeting, Next, Outcome, Settled, stop_signal};
@@ -23,9 +23,12 @@ use crate::{Exit, LaunchError};
 
 /// How often signals to the launcher and progress are looked for; ends of workers wake it at once.
 const TICK: Duration = Duration::from_millis(20);
-const SETTLE: Duration = Duration::from_millis(100);
-const GRACE: Duration = Duration::from_secs(5);
-const SHORT_GRACE: Duration = Duration::from_secs(1);
+const POLICY: Policy = Policy {
+    settle: Duration::from_millis(100),
+    grace: Duration::from_secs(5),
+    short_grace: Duration::from_secs(1),
+    together: Duration::from_millis(10),
+};
 
 /// One run, as this node sees it.
 #[derive(Debug, Clone)]
@@ -87,11 +90,19 @@ pub fn launch(spec: &LaunchSpec, report: &dyn Fn(&str)) -> Result<Exit, LaunchEr
             Next::Start(place) => place,
             Next::Exit(exit) => return Ok(exit),
         };
-        if let Some(exit) = launcher.run_generation(&place)? {
-            return Ok(exit);
+        match launcher.run_generation(place)? {
+            Ended::For(exit) => return Ok(exit),
+            Ended::In(last) => generation = last + 1,
         }
-        generation += 1;
     }
+}
+
+/// How a set of workers ended.
+enum Ended {
+    /// For good.
+    For(Exit),
+    /// In that generation; it is to be formed again.
+    In(u32),
 }
 
 struct Launcher<'a> {
@@ -107,33 +118,34 @@ struct Launcher<'a> {
 }
 
 impl Launcher<'_> {
-    /// Runs the set of workers once; `None` when it is to be formed again.
-    fn run_generation(&mut self, place: &Place) -> Result<Option<Exit>, LaunchError> {
-        let generation = Generation {
-            place,
-            max_restarts: self.spec.max_restarts,
-            nproc: self.spec.nproc,
-            run_id: &run_id(&self.spec.run_dir),
-        };
-        let mut processes = Processes::start(self.spec, &generation, &self.logs, self.clock)?;
+    /// Runs a set of workers, whose living ones may be called to further generations, until all have ended.
+    fn run_generation(&mut self, mut place: Place) -> Result<Ended, LaunchError> {
+        let mut processes = self.start(&place)?;
         let mut fleet = Fleet::new(self.spec.nproc, place.generation, None);
-        let local = self.supervise(&mut processes, &mut fleet, place)?;
+        let local = self.supervise(&mut processes, &mut fleet, &mut place)?;
         let cause = fleet.cause().map(|ended| place.first_rank + ended.rank);
-        let saved = (0..self.spec.nproc).filter_map(|worker| processes.beat(worker)).map(|beat| beat.saved);
-        let outcome = Outcome { local, cause, saved: saved.max().unwrap_or(0) };
+        let outcome = Outcome { local, cause, saved: processes.saved() };
         let settled = self.meeting.settle(place.generation, &outcome);
         self.failed_ns = failed_ns(&fleet, self.clock);
-        self.report_outcome(&settled, &fleet, &processes, place);
-        Ok(settled.exit)
+        self.report_outcome(&settled, &fleet, &processes, &place);
+        Ok(settled.exit.map_or(Ended::In(place.generation), Ended::For))
+    }
+
+    fn start(&self, place: &Place) -> Result<Processes, LaunchError> {
+        let run_id = run_id(&self.spec.run_dir);
+        Processes::start(self.spec, &self.generation(place, &run_id), &self.logs, self.clock)
+    }
+
+    fn generation<'a>(&self, place: &'a Place, run_id: &'a str) -> Generation<'a> {
+        Generation { place, max_restarts: self.spec.max_restarts, nproc: self.spec.nproc, run_id }
     }
 
     fn supervise(
         &mut self,
         processes: &mut Processes,
         fleet: &mut Fleet,
-        place: &Place,
+        place: &mut Place,
     ) -> Result<Option<Exit>, LaunchError> {
-        let policy = Policy { settle: SETTLE, grace: GRACE, short_grace: SHORT_GRACE };
         let mut watch = Watch::new(self.spec.patience, fleet.nproc, place.first_rank, self.failed_ns.take());
         loop {
             if let Some(others) = self.heed_signals(processes, fleet, place) {
@@ -143,9 +155,13 @@ impl Launcher<'_> {
                 self.heed(sight, processes, fleet, place);
             }
             self.meeting.stands(place.generation, || watch.standing(processes));
+            if fleet.bond != Bond::Spent && processes.have_met(place.generation) {
+                fleet.bond = Bond::Met;
+            }
             let now = self.clock.elapsed();
-            match decide(now, fleet, &policy) {
+            match decide(now, fleet, &POLICY) {
                 Action::Wait => {}
+                Action::Regroup => self.regroup(processes, fleet, place, &mut watch)?,
                 Action::Terminate => {
                     self.tell_failure(fleet, place);
                     processes.signal(Signal::SIGTERM);
@@ -163,6 +179,35 @@ impl Launcher<'_> {
             }
             fleet.ended.extend(processes.next_end(TICK)?);
         }
+    }
+
+    /// Starts the dead again and calls the living to meet them, if a restart is left.
+    fn regroup(
+        &mut self,
+        processes: &mut Processes,
+        fleet: &mut Fleet,
+        place: &mut Place,
+        watch: &mut Watch,
+    ) -> Result<(), LaunchError> {
+        let Some((next, spent)) = self.meeting.regroup(place, processes.saved())? else {
+            fleet.bond = Bond::Spent;
+            return Ok(());
+        };
+        let failure = fleet.cause().map(|cause| Failure::new(fleet, cause, processes, place.first_rank));
+        let failed_ns = failed_ns(fleet, self.clock);
+        processes.call(&next);
+        let run_id = run_id(&self.spec.run_dir);
+        processes.replace(self.spec, &self.generation(&next, &run_id), &self.logs, self.clock)?;
+        watch.regrouped(fleet.ended.iter().map(|ended| ended.rank).collect(), failed_ns);
+        // What takes time comes last: they are on their way.
+        if let Some(failure) = failure {
+            let living = fleet.nproc - fleet.ended.len();
+            let next = format!("starting again beside {living} that go on{}", self.of_restarts(spent));
+            self.tell(&failure, &next);
+        }
+        *fleet = Fleet { bond: Bond::Called, ..Fleet::new(fleet.nproc, next.generation, None) };
+        *place = next;
+        Ok(())
     }
 
     /// What was asked of this launcher: by a person or a scheduler, or by the coordinator, which also tells how far other
@@ -230,11 +275,10 @@ impl Launcher<'_> {
             }
             return;
         };
-        let failure = Failure::new(fleet, cause, processes, place.first_rank);
         let next = match settled.exit {
             None => {
-                let of = |spent| format!(" ({spent} of {} without a new checkpoint)", self.spec.max_restarts);
-                format!("starting all ranks again{}", settled.spent.map_or(String::new(), of))
+                let spent = settled.spent.map_or(String::new(), |spent| self.of_restarts(spent));
+                format!("starting all ranks again{spent}")
             }
             Some(Exit::GiveUp) if fleet.exit(cause) == Exit::Unavailable => {
                 format!(
@@ -244,17 +288,31 @@ impl Launcher<'_> {
             }
             Some(exit) => format!("ending with exit code {}", exit.code()),
         };
-        (self.report)(&format!("{} after {:.1} s; {next}", failure.message, failure.seconds_since_start));
-        if settled.exit == Some(Exit::Busy) {
+        let failure = Failure::new(fleet, cause, processes, place.first_rank);
+        match settled.exit {
             // The folder belongs to another run.
-            return;
+            Some(Exit::Busy) => self.say(&failure, &next),
+            _ => self.tell(&failure, &next),
         }
-        let path = run_dir.join(FAILURE);
+    }
+
+    fn of_restarts(&self, spent: u32) -> String {
+        format!(" ({spent} of {} without a new checkpoint)", self.spec.max_restarts)
+    }
+
+    fn say(&self, failure: &Failure, next: &str) {
+        (self.report)(&format!("{} after {:.1} s; {next}", failure.message, failure.seconds_since_start));
+    }
+
+    /// Says what failed and what comes next, and writes it down.
+    fn tell(&self, failure: &Failure, next: &str) {
+        self.say(failure, next);
+        let path = self.spec.run_dir.join(FAILURE);
         let output = match failure.last_lines.is_empty() {
             true => "it said nothing".into(),
             false => format!("its whole log: {}", failure.log.display()),
         };
-        match failure.write(run_dir) {
+        match failure.write(&self.spec.run_dir) {
             Ok(()) => (self.report)(&format!("report: {}; {output}", path.display())),
             Err(error) => (self.report)(&format!("cannot write {}: {error}", path.display())),
         }

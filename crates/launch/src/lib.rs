@@ -12,6 +12,7 @@
 //! This crate is the only reader of the environment; it opens no tensor and reads no training config.
 
 mod budget;
+mod call;
 mod command;
 mod coordinator;
 mod cores;
@@ -38,6 +39,7 @@ mod watchdog;
 mod worker_log;
 mod world;
 
+pub use call::Call;
 pub use command::worker_command;
 pub use cores::pin_to_core;
 pub use environment::{cache_dir, variable};

@@ -129,6 +129,14 @@ impl Meeting {
         }
     }
 
+    /// The place of this node in the generation that its living workers are called to, and how many restarts in a row that
+    /// makes; `None` where none is left, and with several nodes, whose workers end together.
+    pub(crate) fn regroup(&mut self, place: &Place, saved: u64) -> Result<Option<(Place, u32)>, LaunchError> {
+        let Self::Alone { budget } = self else { return Ok(None) };
+        let Ok(spent) = budget.restart(saved) else { return Ok(None) };
+        Ok(Some((alone(place.world_size, place.generation + 1)?, spent)))
+    }
+
     /// What the coordinator wants of the generation that runs.
     pub(crate) fn news(&mut self, signals: &StopSignals) -> Option<News> {
         let Self::Member { member, stop_told } = self else { return None };

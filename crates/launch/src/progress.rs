@@ -3,20 +3,22 @@
 //! The page is an anonymous file (`memfd`) of a fixed size, written with one `pwrite`. A mapped file of atomics would
 //! spare the system call (about a microsecond a phase), but every crate that maps one asks for `unsafe`, which this
 //! room does not hold. Being anonymous it leaves nothing behind, however the launcher ends. A reader that meets a
-//! writer sees a wrong checksum and reads again.
+//! writer sees a wrong checksum and reads again. Behind it lies what `call` says.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::call::{self, Call, Calls};
 use crate::environment;
+use crate::stop::StopFlag;
 
 /// The launcher names a worker's page in this variable.
 pub(crate) const PROGRESS_PAGE: &str = "BLIP2_PROGRESS_PAGE";
@@ -97,6 +99,8 @@ const PHASES: usize = WorkerPhase::ALL.len();
 const HEAD: usize = 5;
 const WORDS: usize = HEAD + 3 * PHASES + 1;
 const BYTES: usize = 8 * WORDS;
+/// How often a worker that waits for a call looks.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// What a page says. Times are nanoseconds of the machine's monotonic clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +191,7 @@ impl ProgressPage {
     #[must_use]
     pub fn from_env() -> Self {
         let path = environment::read_filled(PROGRESS_PAGE);
-        let page = path.and_then(|path| OpenOptions::new().write(true).open(path).ok());
+        let page = path.and_then(|path| OpenOptions::new().read(true).write(true).open(path).ok());
         Self { page, beat: Mutex::new(Beat::first(monotonic_ns())) }
     }
 
@@ -216,6 +220,28 @@ impl ProgressPage {
         });
     }
 
+    /// Says that this worker has met the others of `generation` and outlives the loss of one: the launcher may call it.
+    pub fn met(&self, generation: u64) {
+        if let Some(file) = &self.page {
+            let _ = Calls { file, offset: BYTES as u64 }.met(generation);
+        }
+    }
+
+    /// Waits until the launcher calls to a generation behind `generation`, for `at_most` so long; `None` as well where
+    /// somebody asks for a stop.
+    #[must_use]
+    pub fn wait_for_call(&self, generation: u64, at_most: Duration, stop: &StopFlag) -> Option<Call> {
+        let calls = Calls { file: self.page.as_ref()?, offset: BYTES as u64 };
+        let start = Instant::now();
+        while start.elapsed() < at_most && !stop.requested() {
+            match calls.called() {
+                Some(call) if u64::from(call.generation) > generation => return Some(call),
+                _ => std::thread::sleep(LOOK_EVERY),
+            }
+        }
+        None
+    }
+
     fn advance(&self, phase: WorkerPhase, step: impl FnOnce(&Beat) -> u64) {
         self.change(|beat| {
             let step = step(beat);
@@ -241,13 +267,18 @@ pub(crate) struct PageReader {
 impl PageReader {
     pub(crate) fn new() -> io::Result<Self> {
         let file = File::from(memfd_create(c"blip2-progress", MFdFlags::MFD_CLOEXEC)?);
-        file.set_len(BYTES as u64)?;
+        file.set_len(BYTES as u64 + call::BYTES)?;
         Ok(Self { file })
     }
 
     /// Where the worker opens it: through this process, so that no descriptor has to be handed on.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    /// Calls the worker, and hears whether it has come.
+    pub(crate) fn calls(&self) -> Calls<'_> {
+        Calls { file: &self.file, offset: BYTES as u64 }
     }
 
     /// What it says; `None` before the worker's first word.

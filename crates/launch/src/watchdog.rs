@@ -88,6 +88,11 @@ impl Watchdog {
         Self { patience, durations, seen: vec![Beat::first(now_ns); workers] }
     }
 
+    /// Another process has taken the place of `worker`.
+    pub(crate) fn replaced(&mut self, worker: usize, now_ns: u64) {
+        self.seen[worker] = Beat::first(now_ns);
+    }
+
     /// Takes note of what a worker's page says now.
     pub(crate) fn observe(&mut self, worker: usize, beat: Beat) {
         let before = std::mem::replace(&mut self.seen[worker], beat.clone());

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::call::Call;
 use crate::environment;
 use crate::error::LaunchError;
 use crate::slurm;
@@ -108,6 +109,14 @@ impl World {
             Self::single()
         };
         world.check()
+    }
+
+    /// This process in the generation to which its launcher, the only one of the run, calls it.
+    #[must_use]
+    pub fn called(&self, call: Call) -> Self {
+        let rank = usize::from(call.rank);
+        let (generation, master_port) = (u64::from(call.generation), call.port);
+        Self { rank, local_rank: rank, generation, master_port, ..self.clone() }
     }
 
     /// Refuses numbers that contradict each other, before N processes wait for a rank that does not exist.

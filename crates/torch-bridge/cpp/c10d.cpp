@@ -7,6 +7,20 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+namespace {
+
+// c10d's own `abort` does nothing for Gloo: what is under way would wait for a peer that has gone on without us.
+class Gloo : public c10d::ProcessGroupGloo {
+ public:
+  using c10d::ProcessGroupGloo::ProcessGroupGloo;
+
+  void abort() override {
+    for (const auto& context : contexts_) context->closeConnections();
+  }
+};
+
+} // namespace
+
 extern "C" {
 
 // `listen_fd` >= 0: this process serves the store on that bound socket, which the store then owns; all of `world_size`
@@ -48,13 +62,20 @@ int bridge_gloo_open(
   return bridge::guarded(message, [&] {
     auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::milliseconds(init_timeout_ms));
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(host));
-    auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(
+    auto backend = c10::make_intrusive<Gloo>(
         c10::make_intrusive<c10d::PrefixStore>(prefix, store->store), rank, world_size, options);
     // Through the base class: the call goes to libtorch's vtable, where the real gloo::Context is known.
     c10::intrusive_ptr<c10d::Backend> base = backend;
     base->setTimeout(std::chrono::milliseconds(op_timeout_ms));
     *out = new BridgeGroup{std::move(base), std::nullopt};
   });
+}
+
+// Ends what is under way, here and on peers that wait for this rank; the group is of no more use.
+void bridge_group_abort(const BridgeGroup* group) {
+  char* message = nullptr;
+  bridge::guarded(&message, [&] { group->backend->abort(); });
+  std::free(message);
 }
 
 // Joins the backend's threads. What they have in flight ends first, at the latest with the group's timeout.

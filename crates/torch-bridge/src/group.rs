@@ -187,6 +187,13 @@ impl Communicator {
         checked(|message| unsafe { sys::bridge_barrier(self.raw, message) })
     }
 
+    /// Closes all connections: what is under way fails, here and on peers that wait for this rank. The group is of no more
+    /// use.
+    pub fn abort(&self) {
+        // SAFETY: a live group.
+        unsafe { sys::bridge_group_abort(self.raw) }
+    }
+
     pub(crate) fn as_ptr(&self) -> *const RawGroup {
         self.raw
     }

@@ -129,6 +129,7 @@ unsafe extern "C" {
         out: *mut *mut RawGroup,
         message: *mut *mut c_char,
     ) -> c_int;
+    pub(crate) fn bridge_group_abort(group: *const RawGroup);
     pub(crate) fn bridge_group_free(group: *mut RawGroup);
 
     pub(crate) fn bridge_all_reduce_sum(

@@ -49,6 +49,24 @@ pub(crate) fn gather_bytes(group: &dyn ProcessGroup, own: &[u8]) -> Result<Vec<V
     Ok(all.chunks(longest).zip(lengths).map(|(bytes, length)| bytes[..length as usize].to_vec()).collect())
 }
 
+/// The bytes of rank `root`, on every rank.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn broadcast_bytes(
+    group: &dyn ProcessGroup,
+    root: usize,
+    own: Vec<u8>,
+) -> Result<Vec<u8>, CommError> {
+    let mut length = Tensor::from_slice(&[own.len() as i64]).to_device(group.device());
+    group.broadcast(&mut length, root)?;
+    let mut bytes = own;
+    bytes.resize(length.int64_value(&[0]).unsigned_abs() as usize, 0);
+    let mut sent = Tensor::from_slice(&bytes).to_device(group.device());
+    group.broadcast(&mut sent, root)?;
+    Ok(Vec::<u8>::try_from(sent.to_device(Device::Cpu)).unwrap_or_default())
+}
+
 /// The union of all ranks' lists of samples, ascending.
 ///
 /// # Errors

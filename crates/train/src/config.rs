@@ -44,6 +44,19 @@ pub struct DistributedConfig {
     pub gradient_dtype: GradientDtype,
     /// Whether each rank holds all frozen weights.
     pub sharding: Sharding,
+    /// What becomes of the other ranks where one dies.
+    pub recovery: Recovery,
+}
+
+/// What becomes of the other ranks where one dies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recovery {
+    /// They end; all are started again and go on from the newest checkpoint.
+    #[default]
+    Restart,
+    /// They stay and keep what they hold; a new process takes the dead one's place and gets it from them.
+    Regroup,
 }
 
 /// What ranks hold in parts.
@@ -59,7 +72,12 @@ pub enum Sharding {
 
 impl Default for DistributedConfig {
     fn default() -> Self {
-        Self { bucket_mib: 25.0, gradient_dtype: GradientDtype::Fp32, sharding: Sharding::None }
+        Self {
+            bucket_mib: 25.0,
+            gradient_dtype: GradientDtype::Fp32,
+            sharding: Sharding::None,
+            recovery: Recovery::Restart,
+        }
     }
 }
 

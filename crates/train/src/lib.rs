@@ -13,6 +13,7 @@ mod evaluate;
 mod feature_file;
 mod features;
 mod frozen;
+mod held;
 mod leaps;
 mod ledger;
 mod loss_scale;
@@ -24,6 +25,7 @@ mod plan;
 mod ranks;
 mod reduction;
 mod roll_back;
+mod run;
 mod session;
 mod sizes;
 mod skipped_steps;
@@ -40,8 +42,8 @@ use std::path::{Path, PathBuf};
 
 pub use config::Config;
 pub use error::TrainError;
-pub use phases::train;
 pub use plan::{Plan, Schedule, StagePlan};
+pub use run::train;
 
 /// The run folder that a config names.
 ///

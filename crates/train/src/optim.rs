@@ -177,6 +177,23 @@ impl AdamW {
         });
     }
 
+    /// Moments and average, in a fixed order: with [`AdamW::steps`] all that it holds beside the parameters.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let moments = self.groups.iter().flat_map(|group| group.first_moments.iter().chain(&group.second_moments));
+        moments.chain(self.average.iter().flat_map(BTreeMap::values))
+    }
+
+    /// Updates done, and how many of them the average has seen.
+    #[must_use]
+    pub fn steps(&self) -> (u64, u64) {
+        (self.step, self.averaged_at)
+    }
+
+    /// Takes back what [`AdamW::steps`] gave.
+    pub fn set_steps(&mut self, (step, averaged_at): (u64, u64)) {
+        (self.step, self.averaged_at) = (step, averaged_at);
+    }
+
     /// Moments, step and average, for a checkpoint.
     #[must_use]
     pub fn snapshot(&self) -> TensorMap {

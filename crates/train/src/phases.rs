@@ -1,10 +1,10 @@
-//! The parts of a run, one after another: features, stage 1, stage 2, stage 2 without stage 1, evaluation, report.
+//! One phase of training, whose result the next one starts from.
 //!
-//! Each phase starts from what is on the disk, so a run that was killed goes on where it was.
+//! It goes on from what is on the disk, or from what a rank that outlived another holds in memory where that is newer: so
+//! a run that was disturbed goes on where it was.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
 
 use checkpoint::Loaded;
 use collectives::ProcessGroup;
@@ -13,140 +13,26 @@ use monitor::Phase;
 use tch::Tensor;
 
 use crate::agree::same;
-use crate::build::{self, Tools};
+use crate::build::Tools;
 use crate::checkpoints::{self, Checkpoints, HandedOver};
 use crate::config::Config;
-use crate::corpus::Corpus;
 use crate::error::TrainError;
 use crate::evaluate::{self, Rerank, Split};
 use crate::frozen::{Frozen, Origin};
-use crate::optim::AdamW;
+use crate::held::{Furthest, Held, Rest, newer_on_disk};
 use crate::pairs::{Cached, Draws, PairSource};
 use crate::plan::StagePlan;
 use crate::reduction;
+use crate::run::{Run, TrainingSet};
 use crate::session::Session;
 use crate::stage::{Stage, random_name};
 use crate::state::TrainState;
-use crate::stream::StreamedSet;
-use crate::tensors::all_to_torch;
 use crate::texts::StageTokenizer;
 use crate::trainer::{Ended, Trainer, Validation};
 
-/// What the phases share.
-pub(crate) struct Run {
-    pub session: Session,
-    pub tools: Tools,
-    pub train: TrainingSet,
-    pub splits: Vec<Split>,
-    vision_digest: String,
-}
-
-/// Where training pictures come from. Closed: their features are kept, or they are not.
-pub(crate) enum TrainingSet {
-    Cached(Corpus),
-    Streamed(StreamedSet),
-}
-
-impl TrainingSet {
-    /// All its samples, bad ones too.
-    fn index(&self) -> &data::Index {
-        match self {
-            Self::Cached(corpus) => &corpus.index,
-            Self::Streamed(set) => &set.index,
-        }
-    }
-
-    /// As a phrase for the report.
-    pub(crate) fn summary(&self) -> String {
-        match self {
-            Self::Cached(corpus) => format!(
-                "{} training pairs, {} augmented views of each picture",
-                corpus.examples.len(),
-                corpus.views() - 1
-            ),
-            Self::Streamed(set) => {
-                format!("{} training pairs, a new view of each picture in each epoch", set.index.len())
-            }
-        }
-    }
-}
-
-/// Trains, evaluates and reports, as one rank.
-///
-/// # Errors
-/// See [`TrainError`]; its exit code tells the launcher what to do.
-pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
-    torch_bridge::keep_freed_memory();
-    let session = Session::open(path, overrides)?;
-    if let Some(summary) = evaluate::already_done(&session) {
-        session.metrics.line(&summary);
-        return Ok(());
-    }
-    let mut run = Run::prepare(session)?;
-    let config = run.session.plan.config.clone();
-    let stage1 = run.session.plan.stage1.clone();
-    let start = config.stage1.from.as_deref().map(|folder| run.named(Phase::Stage1, folder)).transpose()?;
-    run.stage(&stage1, start.as_ref())?;
-    let start = match config.stage2.from.as_deref() {
-        Some(folder) => run.named(Phase::Stage2, folder)?,
-        None => checkpoints::handed_over(&stage1)?,
-    };
-    start.warnings.iter().for_each(|warning| run.session.metrics.warn(warning));
-    let plan = run.session.plan.stage2.clone();
-    run.stage(&plan, Some(&start))?;
-    if let Some(plan) = run.session.plan.stage2_without_stage1.clone() {
-        run.stage(&plan, None)?;
-    }
-    run.session.progress.write(WorkerPhase::Evaluate, 0);
-    evaluate::evaluate(&mut run)?;
-    run.session.progress.write(WorkerPhase::End, 0);
-    Ok(())
-}
-
-impl Run {
-    /// Loads the frozen models and computes the features of every picture that the run will look at.
-    fn prepare(mut session: Session) -> Result<Self, TrainError> {
-        let started = Instant::now();
-        session.progress.write(WorkerPhase::Load, 0);
-        let config = session.plan.config.clone();
-        let tools = build::tools(&session.plan, session.group.as_ref())?;
-        let encoder = build::encoder(&session.plan)?;
-        let views = session.plan.features.views;
-        let cached = match config.data.features {
-            Some(_) => Some(encoder.corpus(&mut session, &config.data.train, views)?),
-            None => None,
-        };
-        let mut splits = Vec::new();
-        for split in &config.evaluation.splits {
-            let corpus = encoder.corpus(&mut session, &split.shards, 0)?;
-            let split = Split::new(split, corpus, &tools.wordpiece, config.data.max_text_tokens)?;
-            if split.is_empty() {
-                return Err(TrainError::Config {
-                    path: config.run.dir.join("config.toml"),
-                    detail: format!("evaluation.splits: {} holds no sample with that key_prefix", split.name),
-                });
-            }
-            splits.push(split);
-        }
-        // Each launch loads the models again; what the launches before this one took is part of the cost too.
-        let before = session.ledger.seconds.get(&Phase::Features).copied().unwrap_or(0.0);
-        let seconds = before + started.elapsed().as_secs_f64();
-        let vision_digest = encoder.weights_digest.clone();
-        let train = match cached {
-            Some(corpus) => TrainingSet::Cached(corpus),
-            None => {
-                let set = StreamedSet::open(&config.data, encoder, session.group.as_ref())?;
-                session.tell_left_out("training shards", set.index.problems());
-                TrainingSet::Streamed(set)
-            }
-        };
-        let mut run = Self { session, tools, train, splits, vision_digest };
-        run.account(Phase::Features, seconds)?;
-        Ok(run)
-    }
-
+impl Run<'_> {
     /// The weights of a folder that the config names as the start of a phase.
-    fn named(&mut self, phase: Phase, folder: &Path) -> Result<HandedOver, TrainError> {
+    pub(crate) fn named(&mut self, phase: Phase, folder: &Path) -> Result<HandedOver, TrainError> {
         let named = checkpoints::named(folder, &self.vision_digest)?;
         if phase == Phase::Stage1 && !named.weights.contains_key("temperature") {
             self.session.metrics.warn(format!(
@@ -157,10 +43,13 @@ impl Run {
         Ok(named)
     }
 
-    /// Trains one phase to its end, from its newest checkpoint where there is one, else from `start`.
-    fn stage(&mut self, plan: &StagePlan, start: Option<&HandedOver>) -> Result<(), TrainError> {
+    /// Trains one phase to its end, from its newest checkpoint or what a rank holds of it where there is any, else from
+    /// `start`.
+    pub(crate) fn stage(&mut self, plan: &StagePlan, start: Option<&HandedOver>) -> Result<(), TrainError> {
         self.session.progress.write(WorkerPhase::Load, 0);
-        let resumed = checkpoints::latest(plan)?;
+        let furthest = self.session.furthest;
+        let held = furthest.and_then(|furthest| furthest.step_of(plan.phase));
+        let resumed = newer_on_disk(plan, held)?;
         self.agree_on_step(plan, resumed.as_ref().map_or(0, |(_, state)| state.step))?;
         let origin = self.origin(plan.phase, start);
         if let Some((loaded, _)) = &resumed {
@@ -175,32 +64,78 @@ impl Run {
                 return self.close(plan.phase, parameters, state);
             }
         }
-        let ready = ready(&mut self.session, &self.tools, plan, start, resumed)?;
-        let parameters = ready.stage.trainable().values().map(|p| p.numel() as u64).sum();
-        let state = self.steps(plan, ready, parameters, checkpoints)?;
+        let mut held = match furthest.filter(|_| held.is_some() && resumed.is_none()) {
+            Some(furthest) => self.shared(plan, start, furthest)?,
+            None => self.begun(plan, start, resumed)?,
+        };
+        let trained = self.steps(plan, &mut held, checkpoints);
+        if let Err(TrainError::Peer(_)) = trained {
+            self.session.held = Some(held);
+            return trained;
+        }
+        trained?;
         self.session.metrics.end_phase();
         // Rank 0's last checkpoint is on the disk before anybody reads it.
         self.session.group.barrier()?;
-        self.close(plan.phase, parameters, &state)
+        self.close(plan.phase, parameters(&held.stage), &held.rest.state)
+    }
+
+    /// A phase as all ranks go on with it from what one of them holds.
+    fn shared(
+        &mut self,
+        plan: &StagePlan,
+        start: Option<&HandedOver>,
+        furthest: Furthest,
+    ) -> Result<Held, TrainError> {
+        let own = self.session.held.take().filter(|held| held.phase == plan.phase);
+        let mut held = match own {
+            Some(held) => held,
+            None => Held::fresh(&self.session.plan, &self.tools, plan, start)?,
+        };
+        let is_there = held.is(&furthest);
+        if let Err(lost) = held.share(self.session.group.as_ref(), &furthest) {
+            self.session.held = is_there.then_some(held);
+            return Err(lost.into());
+        }
+        Ok(held)
+    }
+
+    /// A phase as its checkpoint left it, or before its first step.
+    fn begun(
+        &mut self,
+        plan: &StagePlan,
+        start: Option<&HandedOver>,
+        resumed: Option<(Loaded, TrainState)>,
+    ) -> Result<Held, TrainError> {
+        self.session.held = None;
+        let mut held = Held::fresh(&self.session.plan, &self.tools, plan, start)?;
+        if let Some((loaded, state)) = resumed {
+            loaded.warnings.iter().for_each(|warning| self.session.metrics.warn(warning));
+            held.restore(&loaded, state)?;
+        }
+        Ok(held)
     }
 
     /// Takes the steps that are left of a phase, and tells what was drawn for them.
     fn steps(
         &mut self,
         plan: &StagePlan,
-        Ready { stage, optimizer, state }: Ready,
-        parameters: u64,
+        held: &mut Held,
         checkpoints: Checkpoints,
-    ) -> Result<TrainState, TrainError> {
+    ) -> Result<(), TrainError> {
         let Self { session, tools, train, splits, .. } = self;
+        let Held { stage, optimizer, rest: Rest { state, owed, told }, .. } = held;
+        let parameters = parameters(stage);
         session.metrics.line(&format!(
             "{}: {parameters} trainable parameters, {:.1} MB reduced per step and rank, from step {}",
             plan.phase.name(),
             1e-6 * session.plan.reduce.dtype.bytes(parameters) as f64,
             state.step
         ));
-        let reducer = reduction::reducer(session, &stage)?;
+        let reducer = reduction::reducer(session, stage)?;
         session.metrics.begin_phase(plan.phase, plan.steps, state.step);
+        // Those that are in the file already stay there once.
+        told.iter().for_each(|record| session.metrics.record(record));
         let (device, autocast) = (session.plan.device, session.plan.autocast);
         let how = Rerank::of(&session.plan.config.evaluation);
         let stop = session.stop.clone();
@@ -208,7 +143,8 @@ impl Run {
             torch_bridge::autocast(device, autocast, || selection_score(stage, splits, how, group, &stop))
         };
         let config = session.plan.config.clone();
-        let pairs = pair_source(session, &config, tools, train, (plan, &state))?;
+        let pairs = pair_source(session, &config, tools, train, (plan, state))?;
+        let validate = &validate;
         let mut trainer = Trainer {
             session,
             plan,
@@ -217,8 +153,10 @@ impl Run {
             reducer,
             pairs,
             checkpoints,
-            validate: &validate,
+            validate,
             state,
+            owed,
+            told,
         };
         while trainer.run()? == Ended::Lost {
             trainer.roll_back()?;
@@ -229,7 +167,7 @@ impl Run {
             let line = format!("{shards}: {} samples drawn, {:.2} epochs", drawn.samples, drawn.epochs);
             trainer.session.metrics.line(&line);
         }
-        Ok(trainer.state)
+        Ok(())
     }
 
     /// What the phase's checkpoints tell of where they come from. Stage 1 knows no language model.
@@ -286,33 +224,9 @@ impl Run {
     }
 }
 
-/// What a phase goes on with.
-struct Ready {
-    stage: Stage,
-    optimizer: AdamW,
-    state: TrainState,
-}
-
-/// The model and its optimizer: fresh, or as the checkpoint left them.
-fn ready(
-    session: &mut Session,
-    tools: &Tools,
-    plan: &StagePlan,
-    start: Option<&HandedOver>,
-    resumed: Option<(Loaded, TrainState)>,
-) -> Result<Ready, TrainError> {
-    let (stage, pretrained) = build::stage(&session.plan, tools, plan.phase, start)?;
-    let trainable = stage.trainable();
-    let mut optimizer = AdamW::new(&trainable, &pretrained, &plan.optim);
-    let Some((loaded, state)) = resumed else {
-        return Ok(Ready { stage, optimizer, state: TrainState::default() });
-    };
-    for warning in &loaded.warnings {
-        session.metrics.warn(warning);
-    }
-    build::copy_weights(&trainable, &all_to_torch(&loaded.snapshot.model), &loaded.path)?;
-    optimizer.restore(&loaded.snapshot.optimizer)?;
-    Ok(Ready { stage, optimizer, state })
+/// Numbers that a stage trains.
+fn parameters(stage: &Stage) -> u64 {
+    stage.trainable().values().map(|parameter| parameter.numel() as u64).sum()
 }
 
 /// What stage 2 reads: the language model is to say the caption, not the tags.

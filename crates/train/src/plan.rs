@@ -11,7 +11,7 @@ use tch::{Device, Kind};
 
 use crate::config::{
     ComputeDtype, Config, ContrastiveAccumulation, DeviceChoice, FeatureConfig, HandOver, OptimConfig,
-    Sharding, StageConfig, default_encode_batch,
+    Recovery, Sharding, StageConfig, default_encode_batch,
 };
 use crate::error::TrainError;
 
@@ -110,6 +110,7 @@ impl Plan {
         config.check().map_err(|detail| TrainError::Config { path: path.to_owned(), detail })?;
         let device = device(&config, &world, path)?;
         refuse_to_part_for_one(&config, &world, path)?;
+        refuse_to_regroup_there(&config, &world, device, path)?;
         let kind = kind(config.run.compute_dtype, fast_kind(device));
         // Frozen: half precision costs nothing (paper section 3.4), where the hardware multiplies it fast.
         let vision_kind = self::kind(config.model.vision.dtype, kind);
@@ -154,6 +155,12 @@ impl Plan {
             stage2,
             stage2_without_stage1,
         })
+    }
+
+    /// This rank outlives the loss of another.
+    #[must_use]
+    pub fn regroups(&self) -> bool {
+        self.config.distributed.recovery == Recovery::Regroup && self.world.world_size > 1
     }
 
     /// The lines that `blip2 plan` and the start of a run print.
@@ -259,6 +266,23 @@ fn refuse_to_part_for_one(config: &Config, world: &World, path: &Path) -> Result
     }
     let detail = "distributed.sharding = \"frozen\" parts the language model over ranks, and here is one; start more \
                   (--nproc-per-node), or leave it out";
+    Err(TrainError::Config { path: path.to_owned(), detail: detail.into() })
+}
+
+/// # Errors
+/// [`TrainError::Config`] where ranks that outlive another could not meet again.
+fn refuse_to_regroup_there(
+    config: &Config,
+    world: &World,
+    device: Device,
+    path: &Path,
+) -> Result<(), TrainError> {
+    let one_node = world.local_world_size == world.world_size;
+    if config.distributed.recovery == Recovery::Restart || (device == Device::Cpu && one_node) {
+        return Ok(());
+    }
+    let detail = "distributed.recovery = \"regroup\" is for the CPUs of one node; leave it out, or set run.device = \"cpu\" and \
+                  launch on one node";
     Err(TrainError::Config { path: path.to_owned(), detail: detail.into() })
 }
 

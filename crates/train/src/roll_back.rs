@@ -35,8 +35,8 @@ impl Trainer<'_> {
         let Some((loaded, then)) = checkpoints::latest(self.plan)? else { return Err(lost) };
         build::copy_weights(&self.stage.trainable(), &all_to_torch(&loaded.snapshot.model), &loaded.path)?;
         self.optimizer.restore(&loaded.snapshot.optimizer)?;
-        let now = &self.state;
-        self.state = TrainState {
+        let now = &*self.state;
+        let back = TrainState {
             pairs_seen: now.pairs_seen,
             train_seconds: now.train_seconds,
             steps_skipped: now.steps_skipped,
@@ -45,6 +45,8 @@ impl Trainer<'_> {
             skipped_in_a_row: 0,
             ..then
         };
+        (*self.state, *self.owed) = (back, false);
+        self.told.clear();
         self.session.metrics.warn(format!(
             "{lost}: back to step {} with the samples that follow; {} of {MAX_ROLL_BACKS} returns",
             self.state.step, self.state.roll_backs

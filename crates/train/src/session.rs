@@ -1,17 +1,18 @@
 //! What lives as long as the process: the plan, the other ranks, the dashboards, the wish to stop.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use collectives::ProcessGroup;
+use collectives::{CommError, ProcessGroup, SoloGroup};
 use data::Counters;
 use launch::{ProgressPage, RunLock, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
 
 use crate::agree::same_name;
 use crate::changes;
-use crate::checkpoints;
 use crate::config::Config;
 use crate::error::TrainError;
+use crate::held::{Furthest, Held, newer_on_disk};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
 use crate::sizes;
@@ -34,17 +35,25 @@ pub struct Session {
     pub config_text: String,
     /// The last launch in this run folder had the same config.
     pub unchanged: bool,
+    /// What this rank held of a phase when it lost another rank.
+    pub(crate) held: Option<Held>,
+    /// Who holds most of all ranks.
+    pub(crate) furthest: Option<Furthest>,
+    /// Where the config was read.
+    path: PathBuf,
     /// Held by rank 0 for as long as the session lives.
     _lock: Option<RunLock>,
 }
 
+/// For so long a rank waits to be called after it has lost another. The launcher calls at once where one has died; where it
+/// does not, something else is wrong.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+
 impl Session {
-    /// Checks the config, takes the run folder, meets the other ranks.
+    /// Checks the config and takes the run folder.
     ///
     /// # Errors
-    /// [`TrainError::Config`] for a config that cannot run, or not in a folder that holds what another one trained,
-    /// [`launch::LaunchError::Busy`] when another run holds the folder, [`TrainError::Peer`] when the ranks do not
-    /// meet.
+    /// [`TrainError::Config`] for a config that cannot run, [`launch::LaunchError::Busy`] when another run holds the folder.
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
         let world = World::from_env()?;
         launch::die_with_parent(&world)?;
@@ -53,34 +62,81 @@ impl Session {
         let config = Config::read(path, overrides)?;
         let config_text = config.to_toml()?;
         let plan = Plan::new(config, world, path)?;
-        let is_rank0 = plan.world.rank == 0;
         let run_dir = plan.config.run.dir.clone();
-        let lock = if is_rank0 { Some(RunLock::of_worker(&run_dir)?) } else { None };
-        progress.write(WorkerPhase::Meet, 0);
-        let group = collectives::connect(&plan.world, plan.device)?;
-        agree_on_config(group.as_ref(), &config_text, path)?;
+        let lock = if plan.world.rank == 0 { Some(RunLock::of_worker(&run_dir)?) } else { None };
+        Ok(Self {
+            group: Box::new(SoloGroup::new(plan.device)),
+            metrics: Metrics::open(&run_dir, false, Start::Fresh, &config_text),
+            ledger: Ledger::open(&run_dir),
+            plan,
+            stop,
+            progress,
+            config_text,
+            unchanged: false,
+            held: None,
+            furthest: None,
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Meets the other ranks and finds out with them where the run stands; rank 0 opens its records there.
+    ///
+    /// # Errors
+    /// [`TrainError::Peer`] when the ranks do not meet, [`TrainError::Config`] for a config that another rank does not have,
+    /// or not in a folder that holds what another one trained.
+    pub fn meet(&mut self) -> Result<(), TrainError> {
+        let (is_rank0, run_dir) = (self.is_rank0(), self.plan.config.run.dir.clone());
+        self.progress.write(WorkerPhase::Meet, 0);
+        self.group = collectives::connect(&self.plan.world, self.plan.device)?;
+        agree_on_config(self.group.as_ref(), &self.config_text, &self.path)?;
+        self.furthest = Furthest::of(self.group.as_ref(), self.held.as_ref())?;
+        if self.plan.regroups() {
+            self.progress.met(self.plan.world.generation);
+        }
         // Reading a checkpoint to know its step is for the rank that keeps the records.
-        let start = if is_rank0 { start(&plan)? } else { Start::Fresh };
-        let mut metrics = Metrics::open(&run_dir, is_rank0, start, &config_text);
-        let ledger = Ledger::open(&run_dir);
+        let start = if is_rank0 { start(&self.plan, self.furthest)? } else { Start::Fresh };
+        self.metrics = Metrics::open(&run_dir, is_rank0, start, &self.config_text);
         let kept = run_dir.join("config.toml");
         let before = std::fs::read_to_string(&kept).ok();
-        let unchanged = before.as_ref() == Some(&config_text);
-        if let Some(before) = before.filter(|_| !unchanged) {
-            changes::check(&before, &plan)?.into_iter().for_each(|warning| metrics.warn(warning));
+        self.unchanged = before.as_ref() == Some(&self.config_text);
+        if let Some(before) = before.filter(|_| !self.unchanged) {
+            changes::check(&before, &self.plan)?.into_iter().for_each(|warning| self.metrics.warn(warning));
         }
         // Every rank has looked before rank 0 writes.
-        group.barrier()?;
+        self.group.barrier()?;
         if is_rank0 {
-            if !unchanged {
+            if !self.unchanged {
                 changes::forget_report(&run_dir)?;
             }
-            checkpoint::write_durably(&kept, config_text.as_bytes())?;
-            metrics.line(&plan.describe());
+            checkpoint::write_durably(&kept, self.config_text.as_bytes())?;
+            self.metrics.line(&self.plan.describe());
             // What is wrong with the language model's files is told where all ranks read them.
-            sizes::describe_language(&plan).ok().flatten().iter().for_each(|line| metrics.line(line));
+            let language = sizes::describe_language(&self.plan).ok().flatten();
+            language.iter().for_each(|line| self.metrics.line(line));
         }
-        Ok(Self { plan, group, metrics, stop, progress, ledger, config_text, unchanged, _lock: lock })
+        Ok(())
+    }
+
+    /// Leaves ranks of which one is lost, and waits to be called to the meeting of those that are left with whoever takes its
+    /// place.
+    ///
+    /// # Errors
+    /// `lost` where this rank is not to outlive it, or nobody calls.
+    pub fn leave(&mut self, lost: CommError) -> Result<(), TrainError> {
+        // Ranks that wait for this one and not for the lost one hear of it too.
+        self.group.abort();
+        if !self.plan.regroups() || !lost.is_of_peers() {
+            return Err(lost.into());
+        }
+        let generation = self.plan.world.generation;
+        let Some(call) = self.progress.wait_for_call(generation, CALL_WITHIN, &self.stop) else {
+            return Err(lost.into());
+        };
+        eprintln!("blip2: {lost}; called to generation {}", call.generation);
+        self.plan.world = self.plan.world.called(call);
+        self.group = Box::new(SoloGroup::new(self.plan.device));
+        Ok(())
     }
 
     /// For work that leaves no checkpoint: ends it where somebody asked for a stop. All ranks get the signal from the
@@ -123,12 +179,14 @@ fn agree_on_config(group: &dyn ProcessGroup, text: &str, path: &Path) -> Result<
     Err(TrainError::Config { path: path.to_owned(), detail })
 }
 
-/// Where the last launch got to: the newest checkpoint of the last phase that has one.
-fn start(plan: &Plan) -> Result<Start, TrainError> {
+/// Where the run stands: in the last phase that has a checkpoint, or that a rank holds, at the later of the two.
+fn start(plan: &Plan, furthest: Option<Furthest>) -> Result<Start, TrainError> {
     let phases = [plan.stage2_without_stage1.as_ref(), Some(&plan.stage2), Some(&plan.stage1)];
     for phase in phases.into_iter().flatten() {
-        if let Some((loaded, _)) = checkpoints::latest(phase)? {
-            return Ok(Start::Resumed { phase: phase.phase, step: loaded.step });
+        let held = furthest.and_then(|furthest| furthest.step_of(phase.phase));
+        let saved = newer_on_disk(phase, held)?.map(|(loaded, _)| loaded.step);
+        if let Some(step) = saved.or(held) {
+            return Ok(Start::Resumed { phase: phase.phase, step });
         }
     }
     Ok(Start::Fresh)

@@ -1,5 +1,6 @@
 //! Pairs out of shards whose pictures are too many to keep features of: decoded ahead by threads, encoded in each step.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use collectives::ProcessGroup;
@@ -19,7 +20,7 @@ pub struct StreamedSet {
     /// Their samples.
     pub index: Arc<Index>,
     /// Frozen.
-    pub encoder: Encoder,
+    pub encoder: Rc<Encoder>,
 }
 
 /// One rank's stream.
@@ -38,7 +39,11 @@ impl StreamedSet {
     ///
     /// # Errors
     /// [`TrainError::Data`] for shards that cannot be used, [`TrainError::NotShared`] where ranks see other ones, a lost peer.
-    pub fn open(config: &DataConfig, encoder: Encoder, group: &dyn ProcessGroup) -> Result<Self, TrainError> {
+    pub fn open(
+        config: &DataConfig,
+        encoder: Rc<Encoder>,
+        group: &dyn ProcessGroup,
+    ) -> Result<Self, TrainError> {
         let index = Arc::new(config.source.open(&config.train)?);
         if same_name(group, index.digest().as_bytes())? {
             return Ok(Self { index, encoder });

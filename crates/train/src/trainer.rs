@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use collectives::{GradientReducer, ProcessGroup, Reduction};
+use data::Counters;
 use launch::WorkerPhase;
 use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
@@ -42,9 +43,9 @@ pub struct Trainer<'a> {
     /// Derived numbers of this phase.
     pub plan: &'a StagePlan,
     /// The model.
-    pub stage: Stage,
+    pub stage: &'a mut Stage,
     /// Its optimizer.
-    pub optimizer: AdamW,
+    pub optimizer: &'a mut AdamW,
     /// Backward passes, in which gradients meet those of other ranks.
     pub reducer: Box<dyn GradientReducer>,
     /// Where pairs come from.
@@ -54,7 +55,11 @@ pub struct Trainer<'a> {
     /// Scores the model on the selection splits; higher is better.
     pub validate: &'a dyn Fn(&Stage, &dyn ProcessGroup) -> Result<Validation, TrainError>,
     /// What is resumed.
-    pub state: TrainState,
+    pub state: &'a mut TrainState,
+    /// See [`crate::held::Rest::owed`].
+    pub owed: &'a mut bool,
+    /// See [`crate::held::Rest::told`].
+    pub told: &'a mut Vec<StepRecord>,
 }
 
 /// A validation: the score that selects, and the figures behind it.
@@ -71,6 +76,8 @@ struct StepReport {
     skipped: Option<Skipped>,
     lr: f64,
     reduction: Reduction,
+    /// What each rank left out.
+    left_out: Vec<Counters>,
 }
 
 impl Trainer<'_> {
@@ -80,35 +87,47 @@ impl Trainer<'_> {
     /// [`TrainError::Stopped`] after a requested stop (a checkpoint was written), [`data::DataError::TooManySkipped`], a
     /// lost peer, or a disk that is full at the end of the phase.
     pub fn run(&mut self) -> Result<Ended, TrainError> {
-        self.make_up_for_validation()?;
+        // A stop or a lost rank came before all was done that this step is followed by.
+        *self.owed |= self.state.validation_due;
+        if *self.owed
+            && let Some(ended) = self.follow_up(false)?
+        {
+            return Ok(ended);
+        }
         if self.plan.steps == 0 {
             // The weights that the config names are handed over as they are.
-            self.checkpoints.save(&self.state, &self.stage, &self.optimizer, false)?;
+            self.checkpoints.save(self.state, self.stage, self.optimizer, false)?;
         }
         while self.state.step < self.plan.steps {
             let started = Instant::now();
             let (progress, step) = (&self.session.progress, self.state.step);
             progress.write(WorkerPhase::Data, step);
             let alive = || progress.write(WorkerPhase::Data, step);
-            let micro_batches = self.pairs.next_step(self.plan, &self.state, &alive)?;
+            let micro_batches = self.pairs.next_step(self.plan, self.state, &alive)?;
             let data_wait_seconds = started.elapsed().as_secs_f64();
             let report = self.step(&micro_batches)?;
+            // Up to here nothing can fail since the update: weights, state and record are of one step, whoever is lost.
             let step_seconds = started.elapsed().as_secs_f64();
             self.advance(&report, step_seconds);
-            self.count_left_out(&report.status)?;
             self.record(&report, step_seconds, data_wait_seconds);
-            self.state.left_out.check(self.session.plan.config.data.max_skipped_ratio)?;
-            if self.state.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW {
-                return Ok(Ended::Lost);
-            }
-            let improved = self.maybe_validate()?;
-            let stop = report.status.stop || self.state.validation_due;
-            self.maybe_save(improved, stop)?;
-            if stop {
-                return Err(self.stopped());
+            if let Some(ended) = self.follow_up(report.status.stop)? {
+                return Ok(ended);
             }
         }
         Ok(Ended::Done)
+    }
+
+    /// What comes behind a step: judge the course, validate, save, stop.
+    fn follow_up(&mut self, stop: bool) -> Result<Option<Ended>, TrainError> {
+        self.state.left_out.check(self.session.plan.config.data.max_skipped_ratio)?;
+        if self.state.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW {
+            return Ok(Some(Ended::Lost));
+        }
+        let improved = self.maybe_validate()?;
+        let stop = stop || self.state.validation_due;
+        self.maybe_save(improved, stop)?;
+        *self.owed = false;
+        if stop { Err(self.stopped()) } else { Ok(None) }
     }
 
     /// Forward, backward with reduction, decide together, update.
@@ -137,6 +156,7 @@ impl Trainer<'_> {
         let left_out = self.pairs.left_out().total();
         let own = Status::of(&losses, grad_norm, self.session.stop.requested(), left_out);
         let status = own.all_reduce(self.session.group.as_ref())?;
+        let left_out = self.left_out_by_all(&status)?;
         let lr = self.plan.schedule.lr(self.state.step);
         let skipped = self.state.judge(&status);
         if skipped.is_none() {
@@ -144,7 +164,7 @@ impl Trainer<'_> {
         }
         drop(gradients);
         self.optimizer.drop_gradients();
-        Ok(StepReport { status, skipped, lr, reduction })
+        Ok(StepReport { status, skipped, lr, reduction, left_out })
     }
 
     /// The first pass over a step whose contrast is cached; `None` where each micro-batch has a contrast of its own.
@@ -198,6 +218,17 @@ impl Trainer<'_> {
         } else {
             self.state.skipped_in_a_row = 0;
         }
+        report.left_out.iter().for_each(|counters| self.state.left_out.merge(counters));
+        // Each pair that was asked for is looked at once.
+        self.state.left_out.seen = self.state.pairs_seen;
+        *self.owed = true;
+        self.told.clear();
+    }
+
+    /// Kept until the next step: rank 0, the one that writes it, may be lost before it has.
+    fn tell(&mut self, record: StepRecord) {
+        self.session.metrics.record(&record);
+        self.told.push(record);
     }
 
     /// Warns, and writes down which samples the step had. fp16's search for a scale is no news.
@@ -208,22 +239,18 @@ impl Trainer<'_> {
             return;
         }
         let samples = self.pairs.keys(self.state.pairs_seen, self.plan.global_batch);
-        let skipped = SkippedStep::new(self.plan.phase, &self.state, why, status, samples);
+        let skipped = SkippedStep::new(self.plan.phase, self.state, why, status, samples);
         self.session.metrics.warn(skipped.write(&self.session.plan.config.run.dir));
     }
 
-    /// Adds what all ranks left out in this step, which only a step asks for in which there is something.
-    fn count_left_out(&mut self, status: &Status) -> Result<(), TrainError> {
-        if status.left_out > 0 {
-            let group = self.session.group.as_ref();
-            let texts = gather_bytes(group, &serde_json::to_vec(&self.pairs.left_out()).unwrap_or_default())?;
-            for counters in texts.iter().filter_map(|text| serde_json::from_slice(text).ok()) {
-                self.state.left_out.merge(&counters);
-            }
+    /// What each rank left out in this step, which only a step asks for in which there is something.
+    fn left_out_by_all(&self, status: &Status) -> Result<Vec<Counters>, TrainError> {
+        if status.left_out == 0 {
+            return Ok(Vec::new());
         }
-        // Each pair that was asked for is looked at once.
-        self.state.left_out.seen = self.state.pairs_seen;
-        Ok(())
+        let own = serde_json::to_vec(&self.pairs.left_out()).unwrap_or_default();
+        let texts = gather_bytes(self.session.group.as_ref(), &own)?;
+        Ok(texts.iter().filter_map(|text| serde_json::from_slice(text).ok()).collect())
     }
 
     fn record(&mut self, report: &StepReport, step_seconds: f64, data_wait_seconds: f64) {
@@ -244,21 +271,7 @@ impl Trainer<'_> {
             left_out: left_out.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
             ..StepRecord::new(self.plan.phase, RecordKind::Step, self.state.step)
         };
-        self.session.metrics.record(&record);
-    }
-
-    /// Does the validation before which an earlier launch was stopped; its checkpoint has a step like any other.
-    fn make_up_for_validation(&mut self) -> Result<(), TrainError> {
-        if !self.state.validation_due {
-            return Ok(());
-        }
-        let improved = self.maybe_validate()?;
-        let stop = self.state.validation_due;
-        self.maybe_save(improved, stop || improved.is_some())?;
-        match stop {
-            true => Err(self.stopped()),
-            false => Ok(()),
-        }
+        self.tell(record);
     }
 
     fn stopped(&self) -> TrainError {
@@ -272,17 +285,18 @@ impl Trainer<'_> {
         if every == 0 || (!self.state.step.is_multiple_of(every) && self.state.step != self.plan.steps) {
             return Ok(None);
         }
-        let (stage, validate, group) = (&self.stage, self.validate, self.session.group.as_ref());
+        let (stage, validate, group) = (&*self.stage, self.validate, self.session.group.as_ref());
         self.session.progress.write(WorkerPhase::Validate, self.state.step - 1);
         let validation = self.optimizer.with_average(|| tch::no_grad(|| validate(stage, group)));
-        self.state.validation_due = matches!(validation, Err(TrainError::Interrupted { .. }));
-        if self.state.validation_due {
+        if matches!(validation, Err(TrainError::Interrupted { .. })) {
+            self.state.validation_due = true;
             return Ok(None);
         }
         let validation = validation?;
+        self.state.validation_due = false;
         let improved = self.state.best.is_none_or(|best| validation.score > best.score);
         let best = Best { step: self.state.step, score: validation.score };
-        self.session.metrics.record(&StepRecord {
+        self.tell(StepRecord {
             pairs_seen: self.state.pairs_seen,
             metrics: validation.metrics,
             ..StepRecord::new(self.plan.phase, RecordKind::Validation, self.state.step)
@@ -305,7 +319,7 @@ impl Trainer<'_> {
         let warning = if is_last || stop || improved.is_some() {
             self.save_now(improved, is_last || stop)?
         } else if self.is_good() && self.state.step.is_multiple_of(self.plan.checkpoint_every_steps) {
-            self.checkpoints.submit(&self.state, &self.stage, &self.optimizer)
+            self.checkpoints.submit(self.state, self.stage, self.optimizer)
         } else {
             None
         };
@@ -323,11 +337,13 @@ impl Trainer<'_> {
     fn save_now(&mut self, improved: Option<Best>, needed: bool) -> Result<Option<String>, TrainError> {
         let before = self.state.best;
         self.state.best = improved.or(before);
-        let saved = self.checkpoints.save(&self.state, &self.stage, &self.optimizer, improved.is_some());
-        if !all(self.session.group.as_ref(), saved.is_ok())? {
+        let saved = self.checkpoints.save(self.state, self.stage, self.optimizer, improved.is_some());
+        let all_saved = all(self.session.group.as_ref(), saved.is_ok());
+        if !matches!(all_saved, Ok(true)) {
             // A best step that is not on the disk must not keep a lesser one from getting there.
             self.state.best = before;
         }
+        all_saved?;
         match saved {
             Err(error) if needed => Err(error),
             saved => Ok(saved.err().map(|error| checkpoints::not_written(&error))),

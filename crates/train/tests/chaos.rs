@@ -19,6 +19,9 @@ struct Arguments {
     /// -9 of a rank between the updates of two.
     #[arg(long)]
     scenario: String,
+    /// What becomes of the other ranks: restart or regroup.
+    #[arg(long, default_value = "restart")]
+    recovery: String,
     /// Trials.
     #[arg(long, default_value_t = 10)]
     n: usize,
@@ -31,12 +34,19 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { scenario, n, seed, json } = Arguments::parse();
+    let Arguments { scenario, recovery, n, seed, json } = Arguments::parse();
     let Some(chosen) = Scenario::named(&scenario) else {
         eprintln!("chaos: there is no scenario {scenario:?}; there are p1, p2, p3, p4, p5 and p10");
         return ExitCode::from(78);
     };
-    let mut chaos = Chaos::new(seed);
+    let mut chaos = match recovery.as_str() {
+        "restart" => Chaos::new(seed),
+        "regroup" => Chaos::regrouping(seed),
+        _ => {
+            eprintln!("chaos: there is no recovery {recovery:?}; there are restart and regroup");
+            return ExitCode::from(78);
+        }
+    };
     let trials: Vec<Trial> = (1..=n)
         .map(|number| {
             let trial = chaos.trial(chosen);
@@ -50,10 +60,10 @@ fn main() -> ExitCode {
             trial
         })
         .collect();
-    summary(&scenario, seed, &trials, json)
+    summary(&scenario, &recovery, seed, &trials, json)
 }
 
-fn summary(scenario: &str, seed: u64, trials: &[Trial], json: bool) -> ExitCode {
+fn summary(scenario: &str, recovery: &str, seed: u64, trials: &[Trial], json: bool) -> ExitCode {
     let count = |is: fn(&Trial) -> bool| trials.iter().filter(|trial| is(trial)).count();
     let (n, recovered, exact) = (trials.len(), count(|trial| trial.recovered), count(|trial| trial.exact));
     let mut seconds: Vec<f64> = trials.iter().map(|trial| trial.seconds).collect();
@@ -69,7 +79,7 @@ fn summary(scenario: &str, seed: u64, trials: &[Trial], json: bool) -> ExitCode 
     );
     if json {
         let figures = serde_json::json!({
-            "scenario": scenario, "seed": seed, "n": n, "recovered": recovered, "exact": exact, "p50_s": p50, "p99_s": p99,
+            "scenario": scenario, "recovery": recovery, "seed": seed, "n": n, "recovered": recovered, "exact": exact, "p50_s": p50, "p99_s": p99,
         });
         println!("{figures}");
     }

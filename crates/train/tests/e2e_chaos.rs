@@ -22,6 +22,17 @@ fn p2_ranks_that_die_together_are_overcome_exactly() {
 }
 
 #[test]
+fn ranks_that_outlive_each_other_overcome_random_deaths_exactly() {
+    overcome(&mut Chaos::regrouping(4), &[(Scenario::P1, 4), (Scenario::P2, 2), (Scenario::P4, 1)]);
+}
+
+#[test]
+fn long_ranks_that_outlive_each_other_overcome_random_deaths_exactly() {
+    let scenarios = [(Scenario::P1, 50), (Scenario::P2, 20), (Scenario::P5, 6), (Scenario::P10, 20)];
+    overcome(&mut Chaos::regrouping(5), &scenarios);
+}
+
+#[test]
 fn long_p2_ranks_that_die_together_are_overcome_exactly() {
     overcome(&mut Chaos::new(3), &[(Scenario::P2, 20)]);
 }

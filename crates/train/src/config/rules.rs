@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use data::source::SourceConfig;
 use model::VisionConfig;
 
-use super::{Config, ContrastiveAccumulation, EvaluationConfig, OptimConfig};
+use super::{Config, ContrastiveAccumulation, EvaluationConfig, OptimConfig, Recovery, Sharding};
 
 /// A rule and what to say where it does not hold.
 type Rule = (bool, String);
@@ -113,6 +113,12 @@ impl Config {
             (
                 bucket > 0.0 && bucket <= 65536.0,
                 "distributed.bucket_mib must be more than 0 and at most 65536",
+            ),
+            (
+                self.distributed.recovery == Recovery::Restart
+                    || self.distributed.sharding == Sharding::None,
+                "distributed.recovery = \"regroup\" needs sharding = \"none\": the part of the language model that a dead \
+                 rank held is in no other's memory",
             ),
             (
                 self.stage1.validate_every_steps == 0 || selects,

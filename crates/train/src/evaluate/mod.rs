@@ -16,7 +16,7 @@ use monitor::{Directions, EVAL_FILE, EvalFile, Metrics, Phase, Recalls, Retrieva
 use crate::build;
 use crate::checkpoints;
 use crate::error::TrainError;
-use crate::phases::Run;
+use crate::run::Run;
 use crate::plan::StagePlan;
 use crate::session::Session;
 use crate::stage::Stage;
@@ -75,7 +75,7 @@ pub(crate) fn already_done(session: &Session) -> Option<String> {
 ///
 /// # Errors
 /// [`TrainError`] when a checkpoint, features or the run folder cannot be used, a peer is gone, or somebody asked for a stop.
-pub(crate) fn evaluate(run: &mut Run) -> Result<(), TrainError> {
+pub(crate) fn evaluate(run: &mut Run<'_>) -> Result<(), TrainError> {
     let started = Instant::now();
     let stages = Stages::load(run)?;
     let (device, autocast) = (run.session.plan.device, run.session.plan.autocast);
@@ -99,7 +99,7 @@ struct Stages {
 }
 
 impl Stages {
-    fn load(run: &mut Run) -> Result<Self, TrainError> {
+    fn load(run: &mut Run<'_>) -> Result<Self, TrainError> {
         let mut warnings = Vec::new();
         let mut load = |plan: &StagePlan| -> Result<Stage, TrainError> {
             let (stage, _) = build::stage(&run.session.plan, &run.tools, plan.phase, None)?;
@@ -126,7 +126,7 @@ fn share_of(count: usize, group: &dyn ProcessGroup) -> impl Iterator<Item = usiz
     (group.rank()..count).step_by(group.world_size())
 }
 
-fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitResult>, TrainError> {
+fn score_all(run: &mut Run<'_>, stages: &Stages) -> Result<BTreeMap<String, SplitResult>, TrainError> {
     let Run { session, splits, tools, .. } = run;
     let config = &session.plan.config.evaluation;
     let shown: Vec<&Split> = splits.iter().filter(|split| !split.hidden).collect();
@@ -163,7 +163,7 @@ fn score_all(run: &mut Run, stages: &Stages) -> Result<BTreeMap<String, SplitRes
     Ok(results)
 }
 
-fn eval_file(run: &Run, results: &BTreeMap<String, SplitResult>) -> EvalFile {
+fn eval_file(run: &Run<'_>, results: &BTreeMap<String, SplitResult>) -> EvalFile {
     let of = |result: fn(&SplitResult) -> RetrievalScores| {
         results.iter().map(|(name, r)| (name.clone(), result(r))).collect::<BTreeMap<_, _>>()
     };

@@ -10,12 +10,12 @@ use monitor::{EVAL_FILE, EvalFile, METRICS_FILE, MonitorError, Phase, Recalls, r
 
 use super::SplitResult;
 use crate::error::TrainError;
-use crate::phases::Run;
+use crate::run::Run;
 use crate::plan::StagePlan;
 
 /// Writes `eval.json`, `report.json` and `report.html` into `dir`.
 pub(super) fn write(
-    run: &Run,
+    run: &Run<'_>,
     eval: &EvalFile,
     results: &BTreeMap<String, SplitResult>,
     dir: &Path,
@@ -66,7 +66,7 @@ pub(super) fn headline(eval: &EvalFile, dir: &Path) -> String {
 }
 
 fn report_data(
-    run: &Run,
+    run: &Run<'_>,
     eval: &EvalFile,
     results: &BTreeMap<String, SplitResult>,
 ) -> Result<ReportData, TrainError> {
@@ -97,7 +97,7 @@ fn report_data(
     })
 }
 
-fn facts(run: &Run) -> RunFacts {
+fn facts(run: &Run<'_>) -> RunFacts {
     let plan = &run.session.plan;
     let stages = [Some(&plan.stage1), Some(&plan.stage2), plan.stage2_without_stage1.as_ref()];
     let autocast = plan.autocast.map_or("fp32".to_owned(), |kind| format!("{kind:?} autocast"));
@@ -111,7 +111,7 @@ fn facts(run: &Run) -> RunFacts {
     }
 }
 
-fn phase_facts(run: &Run, stage: &StagePlan) -> PhaseFacts {
+fn phase_facts(run: &Run<'_>, stage: &StagePlan) -> PhaseFacts {
     let ledger = &run.session.ledger;
     let of = |map: &BTreeMap<Phase, u64>| map.get(&stage.phase).copied().unwrap_or_default();
     PhaseFacts {
@@ -123,14 +123,14 @@ fn phase_facts(run: &Run, stage: &StagePlan) -> PhaseFacts {
     }
 }
 
-fn splits(run: &Run) -> Vec<SplitFacts> {
+fn splits(run: &Run<'_>) -> Vec<SplitFacts> {
     let shown = run.splits.iter().filter(|split| !split.hidden);
     shown
         .map(|split| SplitFacts { name: split.name.clone(), description: split.description.clone() })
         .collect()
 }
 
-fn references(run: &Run) -> Vec<ReferenceRow> {
+fn references(run: &Run<'_>) -> Vec<ReferenceRow> {
     let recalls = |[r1, r5, r10]: [f64; 3]| Recalls { r1, r5, r10 };
     let rows = run.session.plan.config.evaluation.references.iter();
     rows.map(|row| ReferenceRow {
@@ -143,7 +143,7 @@ fn references(run: &Run) -> Vec<ReferenceRow> {
 }
 
 /// Pictures of the held-out splits in turn, until there are enough.
-fn gallery(run: &Run, results: &BTreeMap<String, SplitResult>) -> Result<Vec<GalleryItem>, TrainError> {
+fn gallery(run: &Run<'_>, results: &BTreeMap<String, SplitResult>) -> Result<Vec<GalleryItem>, TrainError> {
     let held_out: Vec<_> = run.splits.iter().filter(|split| !split.hidden && !split.select).collect();
     let mut items = Vec::new();
     let wanted = run.session.plan.config.evaluation.gallery;

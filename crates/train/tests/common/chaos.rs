@@ -14,12 +14,13 @@ use super::{Course, Launch, Page, Running, TinyWorld, course};
 
 /// Three ranks: a fault of one leaves two that must agree.
 const RANKS: usize = 3;
-const SETS: [&str; 5] = [
+const SETS: [&str; 6] = [
     "stage1.steps=60",
     "stage1.checkpoint_every_steps=5",
     "stage1.validate_every_steps=20",
     "stage2.steps=30",
     "stage2.checkpoint_every_steps=5",
+    "distributed.recovery=\"restart\"",
 ];
 /// Faults strike so many steps before a stage's end, so that there is a next step to wait for.
 const MARGIN: u64 = 10;
@@ -74,6 +75,7 @@ pub struct Trial {
 
 /// A world, and what an undisturbed run in it comes to.
 pub struct Chaos {
+    sets: [&'static str; 6],
     world: TinyWorld,
     course: Course,
     eval: EvalFile,
@@ -81,12 +83,24 @@ pub struct Chaos {
 }
 
 impl Chaos {
+    /// Runs that start all ranks again where one dies.
     pub fn new(seed: u64) -> Self {
+        Self::with(seed, SETS)
+    }
+
+    /// Runs whose ranks outlive each other.
+    pub fn regrouping(seed: u64) -> Self {
+        let mut sets = SETS;
+        sets[5] = "distributed.recovery=\"regroup\"";
+        Self::with(seed, sets)
+    }
+
+    fn with(seed: u64, sets: [&'static str; 6]) -> Self {
         let world = TinyWorld::new();
-        Launch { ranks: RANKS, sets: &SETS, ..world.run("undisturbed") }.done();
+        Launch { ranks: RANKS, sets: &sets, ..world.run("undisturbed") }.done();
         let run = world.path("undisturbed");
         let (course, eval) = (course(&run), EvalFile::read(&run.join("eval.json")).unwrap());
-        Self { world, course, eval, random: seed }
+        Self { sets, world, course, eval, random: seed }
     }
 
     /// One fault at a moment that the seed and the number of trials before it decide.
@@ -134,7 +148,7 @@ impl Chaos {
     }
 
     fn launch(&self) -> Launch<'_> {
-        Launch { ranks: RANKS, max_restarts: 3, sets: &SETS, ..self.world.run("disturbed") }
+        Launch { ranks: RANKS, max_restarts: 3, sets: &self.sets, ..self.world.run("disturbed") }
     }
 
     /// Stops `rank` after it has averaged its gradients with the others and before it has said that its update is done,
