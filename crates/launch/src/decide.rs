@@ -133,10 +133,7 @@ impl Fleet {
     /// The others outlive this end, and none of them has left for another reason.
     fn can_regroup(&self, cause: &Ended) -> bool {
         let accident = |ended: &Ended| self.exit(ended) == Exit::Unavailable;
-        self.bond == Bond::Met
-            && self.stop.is_none()
-            && accident(cause)
-            && self.ended.iter().all(accident)
+        self.bond == Bond::Met && self.stop.is_none() && accident(cause) && self.ended.iter().all(accident)
     }
 
     /// The worker whose end means that the others cannot go on; `None` while all is well.

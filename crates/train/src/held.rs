@@ -130,8 +130,8 @@ impl Held {
     /// step that was under way are dropped.
     ///
     /// # Errors
-    /// [`CommError`] when a peer is gone. A rank that held the furthest then still does, another holds nothing of use.
-    pub(crate) fn share(&mut self, group: &dyn ProcessGroup, furthest: &Furthest) -> Result<(), CommError> {
+    /// [`TrainError::Peer`] when a peer is gone. A rank that held the furthest then still does, another holds nothing of use.
+    pub(crate) fn share(&mut self, group: &dyn ProcessGroup, furthest: &Furthest) -> Result<(), TrainError> {
         self.optimizer.drop_gradients();
         let is_there = self.is(furthest);
         let parameters = self.stage.trainable();
@@ -145,7 +145,11 @@ impl Held {
         }
         let own = serde_json::to_vec(&(self.optimizer.steps(), &self.rest)).unwrap_or_default();
         let bytes = broadcast_bytes(group, furthest.rank, own)?;
-        if !is_there && let Ok((steps, rest)) = serde_json::from_slice(&bytes) {
+        let (steps, rest) = serde_json::from_slice(&bytes).map_err(|error| TrainError::Weights {
+            path: format!("state of rank {}", furthest.rank).into(),
+            detail: error.to_string(),
+        })?;
+        if !is_there {
             self.optimizer.set_steps(steps);
             self.rest = rest;
         }

@@ -179,7 +179,8 @@ impl AdamW {
 
     /// Moments and average, in a fixed order: with [`AdamW::steps`] all that it holds beside the parameters.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let moments = self.groups.iter().flat_map(|group| group.first_moments.iter().chain(&group.second_moments));
+        let moments =
+            self.groups.iter().flat_map(|group| group.first_moments.iter().chain(&group.second_moments));
         moments.chain(self.average.iter().flat_map(BTreeMap::values))
     }
 

@@ -95,7 +95,7 @@ impl Run<'_> {
         let is_there = held.is(&furthest);
         if let Err(lost) = held.share(self.session.group.as_ref(), &furthest) {
             self.session.held = is_there.then_some(held);
-            return Err(lost.into());
+            return Err(lost);
         }
         Ok(held)
     }
@@ -143,7 +143,7 @@ impl Run<'_> {
             torch_bridge::autocast(device, autocast, || selection_score(stage, splits, how, group, &stop))
         };
         let config = session.plan.config.clone();
-        let pairs = pair_source(session, &config, tools, train, (plan, state))?;
+        let pairs = pair_source(session, &config, tools, train, (plan, &*state))?;
         let validate = &validate;
         let mut trainer = Trainer {
             session,

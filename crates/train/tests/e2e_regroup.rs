@@ -40,7 +40,8 @@ impl Reference {
     }
 
     fn disturbed(&self) -> Disturbed<'_> {
-        let launch = Launch { ranks: self.ranks, max_restarts: 9, sets: &SETS, ..self.world.run("disturbed") };
+        let launch =
+            Launch { ranks: self.ranks, max_restarts: 9, sets: &SETS, ..self.world.run("disturbed") };
         Disturbed { reference: self, running: launch.start(), kills: 0 }
     }
 
@@ -83,7 +84,9 @@ impl Disturbed<'_> {
     /// Where the phase was taken up last.
     fn taken_up(&self, phase: Phase) -> u64 {
         let said = self.said();
-        let line = said.lines().rfind(|line| line.contains(&format!("{}: ", phase.name())) && line.contains(", from step "));
+        let line = said
+            .lines()
+            .rfind(|line| line.contains(&format!("{}: ", phase.name())) && line.contains(", from step "));
         line.unwrap().rsplit_once(" from step ").unwrap().1.parse().unwrap()
     }
 

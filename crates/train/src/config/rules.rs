@@ -115,8 +115,7 @@ impl Config {
                 "distributed.bucket_mib must be more than 0 and at most 65536",
             ),
             (
-                self.distributed.recovery == Recovery::Restart
-                    || self.distributed.sharding == Sharding::None,
+                self.distributed.recovery == Recovery::Restart || self.distributed.sharding == Sharding::None,
                 "distributed.recovery = \"regroup\" needs sharding = \"none\": the part of the language model that a dead \
                  rank held is in no other's memory",
             ),

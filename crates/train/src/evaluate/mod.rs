@@ -16,8 +16,8 @@ use monitor::{Directions, EVAL_FILE, EvalFile, Metrics, Phase, Recalls, Retrieva
 use crate::build;
 use crate::checkpoints;
 use crate::error::TrainError;
-use crate::run::Run;
 use crate::plan::StagePlan;
+use crate::run::Run;
 use crate::session::Session;
 use crate::stage::Stage;
 use crate::tensors::all_to_torch;

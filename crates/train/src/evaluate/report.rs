@@ -10,8 +10,8 @@ use monitor::{EVAL_FILE, EvalFile, METRICS_FILE, MonitorError, Phase, Recalls, r
 
 use super::SplitResult;
 use crate::error::TrainError;
-use crate::run::Run;
 use crate::plan::StagePlan;
+use crate::run::Run;
 
 /// Writes `eval.json`, `report.json` and `report.html` into `dir`.
 pub(super) fn write(
