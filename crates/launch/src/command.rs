@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::coordinator::Place;
 use crate::cores::cores;
 use crate::environment;
-use crate::world::LAUNCHER_PID;
+use crate::world::{LAUNCHER_PID, SPARE};
 
 /// A command for `program` that finds libtorch where the variable `LIBTORCH` says, if it is set. A program that was
 /// not moved finds it by its own run path.
@@ -38,6 +38,13 @@ pub(crate) struct Generation<'a> {
 }
 
 impl Generation<'_> {
+    /// The environment of a process that is to take the place of a worker that dies: it learns later of which.
+    pub(crate) fn environment_of_spare(&self) -> Vec<(&'static str, String)> {
+        let mut variables = self.environment(0);
+        variables.push((SPARE, "1".into()));
+        variables
+    }
+
     /// torchrun's environment for the worker number `local_rank` of this node.
     pub(crate) fn environment(&self, local_rank: usize) -> Vec<(&'static str, String)> {
         let place = self.place;
@@ -98,5 +105,14 @@ mod tests {
         assert_eq!((world.node_rank, world.generation), (1, 2));
         let pid = i32::try_from(std::process::id()).unwrap();
         assert_eq!(world.source, crate::Source::Launcher { pid });
+
+        let variables = generation.environment_of_spare();
+        let lookup =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
+        let spare = crate::World::from_vars(&lookup).unwrap();
+        assert_eq!(spare.source, crate::Source::Spare { pid });
+        let called = spare.called(crate::Call { generation: 3, rank: 5, port: 999 });
+        let expected = crate::World { rank: 5, local_rank: 5, generation: 3, master_port: 999, ..spare };
+        assert_eq!(called, crate::World { source: crate::Source::Launcher { pid }, ..expected });
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Fleet {
     pub hang: Option<Hang>,
     /// Whether workers go on where one dies.
     pub bond: Bond,
+    /// A worker that has not ended is about to.
+    pub dying: bool,
 }
 
 /// How the workers of a generation stand to each other.
@@ -94,12 +96,10 @@ pub(crate) fn decide(now: Duration, fleet: &Fleet, policy: &Policy) -> Action {
             false => Action::Kill,
         },
         (None, _) => Action::Exit(fleet.clean_exit()),
-        (Some(cause), None) if running && fleet.can_regroup(cause) => {
-            match now.saturating_sub(cause.at) < policy.together {
-                true => Action::Wait,
-                false => Action::Regroup,
-            }
-        }
+        (Some(cause), None) if running && fleet.can_regroup(cause) => match now.saturating_sub(cause.at) {
+            since if since < policy.together || (fleet.dying && since < policy.grace) => Action::Wait,
+            _ => Action::Regroup,
+        },
         (Some(cause), None) if running => match now.saturating_sub(cause.at) < policy.settle {
             true => Action::Wait,
             false => Action::Terminate,
@@ -127,7 +127,16 @@ fn grace(fleet: &Fleet, cause: &Ended, policy: &Policy) -> Duration {
 
 impl Fleet {
     pub(crate) fn new(nproc: usize, generation: u32, stop: Option<i32>) -> Self {
-        Self { nproc, generation, ended: Vec::new(), told_to_end: None, stop, hang: None, bond: Bond::Loose }
+        Self {
+            nproc,
+            generation,
+            ended: Vec::new(),
+            told_to_end: None,
+            stop,
+            hang: None,
+            bond: Bond::Loose,
+            dying: false,
+        }
     }
 
     /// The others outlive this end, and none of them has left for another reason.
@@ -301,6 +310,8 @@ mod tests {
             let fleet = bound(Bond::Met, &[(1, end, 1000)]);
             assert_eq!(decide(ms(1019), &fleet, &POLICY), Action::Wait, "another may die with it");
             assert_eq!(decide(ms(1020), &fleet, &POLICY), Action::Regroup);
+            let dying = Fleet { dying: true, ..fleet };
+            assert_eq!(decide(ms(5999), &dying, &POLICY), Action::Wait, "it takes its time to die");
         }
         let all = bound(Bond::Met, &[(1, End::Signal(SIGKILL), 1000), (0, End::Signal(SIGKILL), 1001)]);
         assert_eq!(decide(ms(1002), &all, &POLICY), Action::Restart, "nobody is left");

@@ -40,9 +40,14 @@ struct Worker {
 #[derive(Debug)]
 pub(crate) struct Processes {
     workers: Vec<Worker>,
-    /// For the threads that watch workers.
-    sender: Sender<(usize, Duration)>,
-    ends: Receiver<(usize, Duration)>,
+    /// Has loaded what every rank needs, and waits to take the place of one that dies.
+    spare: Option<Worker>,
+    /// How many there were, and for which generation the last one was started.
+    spares: u32,
+    spare_since: Option<u32>,
+    /// For the threads that watch workers, which know them by their process.
+    sender: Sender<(Pid, Duration)>,
+    ends: Receiver<(Pid, Duration)>,
 }
 
 impl Processes {
@@ -56,17 +61,39 @@ impl Processes {
         clock: Instant,
     ) -> Result<Self, LaunchError> {
         let (sender, ends) = mpsc::channel();
-        let mut processes = Self { workers: Vec::with_capacity(spec.nproc), sender, ends };
+        let workers = Vec::with_capacity(spec.nproc);
+        let mut processes = Self { workers, spare: None, spares: 0, spare_since: None, sender, ends };
         for rank in 0..spec.nproc {
             let worker = processes.worker(spec, generation, rank, logs)?;
             let group = worker.group;
             processes.workers.push(worker);
-            processes.watch(rank, group, clock)?;
+            processes.watch(group, clock)?;
         }
         Ok(processes)
     }
 
-    /// Starts workers of another generation in the places of those that have ended.
+    /// Starts a spare, once in a generation and only where none waits.
+    pub(crate) fn keep_spare(
+        &mut self,
+        spec: &LaunchSpec,
+        generation: &Generation<'_>,
+        logs: &Path,
+        clock: Instant,
+    ) -> Result<(), LaunchError> {
+        let since = Some(generation.place.generation);
+        if self.spare.is_some() || self.spare_since == since {
+            return Ok(());
+        }
+        (self.spares, self.spare_since) = (self.spares + 1, since);
+        let log = WorkerLog::of_spare(logs, self.spares)?;
+        let spare = start_worker(spec, generation.environment_of_spare(), None, log)
+            .map_err(|source| LaunchError::Spawn { program: spec.worker.clone(), source })?;
+        let group = spare.group;
+        self.spare = Some(spare);
+        self.watch(group, clock)
+    }
+
+    /// Puts workers of another generation in the places of those that have ended: the spare first, then new ones.
     pub(crate) fn replace(
         &mut self,
         spec: &LaunchSpec,
@@ -75,10 +102,17 @@ impl Processes {
         clock: Instant,
     ) -> Result<(), LaunchError> {
         for rank in 0..self.workers.len() {
-            if !self.workers[rank].running {
-                self.workers[rank] = self.worker(spec, generation, rank, logs)?;
-                self.watch(rank, self.workers[rank].group, clock)?;
+            if self.workers[rank].running {
+                continue;
             }
+            if let Some(spare) = self.spare.take() {
+                spare.log.take_rank(logs, rank, generation.place.generation)?;
+                spare.call(generation.place, rank);
+                self.workers[rank] = spare;
+                continue;
+            }
+            self.workers[rank] = self.worker(spec, generation, rank, logs)?;
+            self.watch(self.workers[rank].group, clock)?;
         }
         Ok(())
     }
@@ -92,18 +126,24 @@ impl Processes {
     ) -> Result<Worker, LaunchError> {
         let place = generation.place;
         let log = WorkerLog::open(logs, place.first_rank + rank, place.generation)?;
-        start_worker(spec, generation, rank, log)
+        start_worker(spec, generation.environment(rank), Some(place.first_rank + rank), log)
             .map_err(|source| LaunchError::Spawn { program: spec.worker.clone(), source })
     }
 
-    fn watch(&self, rank: usize, group: Pid, clock: Instant) -> Result<(), LaunchError> {
-        watch(rank, group, self.sender.clone(), clock)
+    fn watch(&self, group: Pid, clock: Instant) -> Result<(), LaunchError> {
+        watch(group, self.sender.clone(), clock)
             .map_err(|source| LaunchError::System { action: "start a thread to watch a worker", source })
     }
 
     /// The next end of a worker within `timeout`.
     pub(crate) fn next_end(&mut self, timeout: Duration) -> Result<Option<Ended>, LaunchError> {
-        let Ok((rank, at)) = self.ends.recv_timeout(timeout) else { return Ok(None) };
+        let Ok((group, at)) = self.ends.recv_timeout(timeout) else { return Ok(None) };
+        let Some(rank) = self.workers.iter().position(|worker| worker.running && worker.group == group)
+        else {
+            // A spare has no part in the run: where it dies, the next rank that does is started anew.
+            self.end_spare();
+            return Ok(None);
+        };
         let worker = &mut self.workers[rank];
         // Not yet collected, the dead worker still owns its number, so the signal reaches only what it left behind.
         let _ = killpg(worker.group, Signal::SIGKILL);
@@ -138,13 +178,7 @@ impl Processes {
     /// Calls the workers that run to the generation of `place`.
     pub(crate) fn call(&self, place: &Place) {
         for (rank, worker) in self.workers.iter().enumerate().filter(|(_, worker)| worker.running) {
-            let rank = u16::try_from(place.first_rank + rank).unwrap_or(u16::MAX);
-            // Who does not hear it gives up and exits, and then all are started again.
-            let _ = worker.page.calls().call(Call {
-                generation: place.generation,
-                rank,
-                port: place.master_port,
-            });
+            worker.call(place, rank);
         }
     }
 
@@ -180,14 +214,38 @@ impl Processes {
         }
     }
 
+    /// Whether a worker that has not ended was killed: a busy machine may take long over it.
+    pub(crate) fn any_dying(&self) -> bool {
+        self.workers.iter().any(|worker| worker.running && is_dying(worker.group))
+    }
+
     /// The log of a worker.
     pub(crate) fn log(&self, rank: usize) -> &WorkerLog {
         &self.workers[rank].log
     }
 }
 
+impl Processes {
+    fn end_spare(&mut self) {
+        if let Some(mut spare) = self.spare.take() {
+            let _ = killpg(spare.group, Signal::SIGKILL);
+            let _ = spare.child.wait();
+        }
+    }
+}
+
+impl Worker {
+    /// Calls it to the generation of `place` as worker `rank` of this node.
+    fn call(&self, place: &Place, rank: usize) {
+        let rank = u16::try_from(place.first_rank + rank).unwrap_or(u16::MAX);
+        // Who does not hear it gives up and exits, and then all are started again.
+        let _ = self.page.calls().call(Call { generation: place.generation, rank, port: place.master_port });
+    }
+}
+
 impl Drop for Processes {
     fn drop(&mut self) {
+        self.end_spare();
         self.signal(Signal::SIGKILL);
         for worker in self.workers.iter_mut().filter(|worker| worker.running) {
             let _ = worker.child.wait();
@@ -195,18 +253,37 @@ impl Drop for Processes {
     }
 }
 
+fn is_dying(pid: Pid) -> bool {
+    /// SIGKILL in a set of pending signals.
+    const KILLED: u64 = 1 << 8;
+    /// The kernel's `PF_EXITING`.
+    const EXITING: u64 = 4;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // pid (name) state ppid pgrp session tty tpgid flags ..
+    let fields: Vec<&str> = stat.rsplit_once(") ").map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());
+    let flags: u64 = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = status.lines().filter_map(|line| {
+        let set = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(set.trim(), 16).ok()
+    });
+    matches!(fields.first(), Some(&("Z" | "X")))
+        || flags & EXITING != 0
+        || pending.into_iter().any(|set| set & KILLED != 0)
+}
+
 fn start_worker(
     spec: &LaunchSpec,
-    generation: &Generation<'_>,
-    rank: usize,
+    environment: Vec<(&'static str, String)>,
+    rank: Option<usize>,
     mut log: WorkerLog,
 ) -> io::Result<Worker> {
     let mut command = worker_command(&spec.worker);
     let page = PageReader::new()?;
-    command.args(&spec.args).envs(generation.environment(rank)).env(PROGRESS_PAGE, page.path());
+    command.args(&spec.args).envs(environment).env(PROGRESS_PAGE, page.path());
     // A group of its own: Ctrl-C reaches the launcher alone, and a signal to the group reaches grandchildren too.
     command.process_group(0);
-    log.connect(&mut command, generation.place.first_rank + rank)?;
+    log.connect(&mut command, rank)?;
     let mut child = command.spawn()?;
     let group = Pid::from_raw(child.id().cast_signed());
     let pumped = log.pump(&mut child);
@@ -220,10 +297,10 @@ fn start_worker(
 
 /// Tells the time at which a worker ends, to the microsecond and in true order, without collecting it: only the
 /// thread that also sends signals may do that, or a signal could reach a stranger with the same number.
-fn watch(rank: usize, pid: Pid, ends: Sender<(usize, Duration)>, clock: Instant) -> io::Result<()> {
-    thread::Builder::new().name(format!("watch rank {rank}")).spawn(move || {
+fn watch(pid: Pid, ends: Sender<(Pid, Duration)>, clock: Instant) -> io::Result<()> {
+    thread::Builder::new().name(format!("watch {pid}")).spawn(move || {
         while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
-        let _ = ends.send((rank, clock.elapsed()));
+        let _ = ends.send((pid, clock.elapsed()));
     })?;
     Ok(())
 }

@@ -158,6 +158,11 @@ impl Launcher<'_> {
             if fleet.bond != Bond::Spent && processes.have_met(place.generation) {
                 fleet.bond = Bond::Met;
             }
+            if fleet.bond == Bond::Met && watch.goes_on && fleet.ended.is_empty() {
+                let run_id = run_id(&self.spec.run_dir);
+                processes.keep_spare(self.spec, &self.generation(place, &run_id), &self.logs, self.clock)?;
+            }
+            fleet.dying = !fleet.ended.is_empty() && processes.any_dying();
             let now = self.clock.elapsed();
             match decide(now, fleet, &POLICY) {
                 Action::Wait => {}

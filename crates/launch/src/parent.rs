@@ -14,7 +14,7 @@ use crate::{LaunchError, Source, World};
 /// [`LaunchError::ParentGone`] when the launcher ended before the kernel was asked, [`LaunchError::System`] when the
 /// kernel refuses.
 pub fn die_with_parent(world: &World) -> Result<(), LaunchError> {
-    let Source::Launcher { pid } = world.source else {
+    let (Source::Launcher { pid } | Source::Spare { pid }) = world.source else {
         return Ok(());
     };
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| LaunchError::System {

@@ -16,6 +16,8 @@ pub(crate) struct Watch {
     failed_ns: Option<u64>,
     /// The workers that were started last: where one of them has taken a step, training goes on.
     started: Vec<usize>,
+    /// One of them has.
+    pub goes_on: bool,
     /// How far the other nodes have come, as they last said.
     pub others: Option<Standing>,
 }
@@ -30,13 +32,22 @@ impl Watch {
     pub(crate) fn new(patience: Patience, workers: usize, first_rank: usize, failed_ns: Option<u64>) -> Self {
         let watchdog = Watchdog::new(patience, workers, monotonic_ns());
         let started = (0..workers).collect();
-        Self { watchdog, stragglers: Stragglers::default(), first_rank, failed_ns, started, others: None }
+        Self {
+            watchdog,
+            stragglers: Stragglers::default(),
+            first_rank,
+            failed_ns,
+            started,
+            goes_on: false,
+            others: None,
+        }
     }
 
     /// Other processes have taken the places of the workers `started`, after a failure at `failed_ns`.
     pub(crate) fn regrouped(&mut self, started: Vec<usize>, failed_ns: Option<u64>) {
         started.iter().for_each(|worker| self.watchdog.replaced(*worker, monotonic_ns()));
         (self.stragglers, self.started, self.failed_ns) = (Stragglers::default(), started, failed_ns);
+        self.goes_on = false;
     }
 
     /// Reads all pages once.
@@ -47,9 +58,10 @@ impl Watch {
         for (worker, beat) in &beats {
             self.watchdog.observe(*worker, beat.clone());
         }
-        let started = beats.iter().filter(|(worker, _)| self.started.contains(worker));
-        let mut going_on = started.filter(|(_, beat)| beat.visits(WorkerPhase::Reduce).count > 0);
-        if let (Some((_, beat)), Some(failed)) = (going_on.next(), self.failed_ns) {
+        let mut started = beats.iter().filter(|(worker, _)| self.started.contains(worker));
+        let going_on = started.find(|(_, beat)| beat.visits(WorkerPhase::Reduce).count > 0);
+        self.goes_on |= going_on.is_some();
+        if let (Some((_, beat)), Some(failed)) = (going_on, self.failed_ns) {
             self.failed_ns = None;
             let seconds = beat.since_ns.saturating_sub(failed) as f64 * 1e-9;
             sights.push(Sight::Line(format!(

@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,8 @@ pub(crate) struct WorkerLog {
     file: File,
     /// Where this generation's lines begin.
     start: u64,
+    /// Whether what comes through pipes and terminals is for a person to see.
+    shown: Arc<AtomicBool>,
     /// Our ends of the terminals that rank 0 writes to, and where it goes on to.
     terminals: Vec<(File, Box<dyn Screen>)>,
     pumps: Vec<JoinHandle<()>>,
@@ -44,9 +48,36 @@ impl WorkerLog {
             Ok((file, start))
         };
         match open() {
-            Ok((file, start)) => Ok(Self { path, file, start, terminals: Vec::new(), pumps: Vec::new() }),
+            Ok((file, start)) => Ok(Self {
+                path,
+                file,
+                start,
+                shown: Arc::new(AtomicBool::new(rank == 0)),
+                terminals: Vec::new(),
+                pumps: Vec::new(),
+            }),
             Err(source) => Err(LaunchError::Write { path, source }),
         }
+    }
+
+    /// Opens `logs/spare-N.log`, for a process that has no rank yet.
+    pub(crate) fn of_spare(logs: &Path, number: u32) -> Result<Self, LaunchError> {
+        let path = logs.join(format!("spare-{number}.log"));
+        let file = File::create(&path).map_err(|source| LaunchError::Write { path: path.clone(), source })?;
+        let shown = Arc::new(AtomicBool::new(false));
+        Ok(Self { path, file, start: 0, shown, terminals: Vec::new(), pumps: Vec::new() })
+    }
+
+    /// The spare has got a rank, whose log says where to read on. Rank 0's lines are passed on from now on.
+    pub(crate) fn take_rank(&self, logs: &Path, rank: usize, generation: u32) -> Result<(), LaunchError> {
+        let path = logs.join(format!("rank-{rank}.log"));
+        let own = self.path.file_name().unwrap_or_default().display();
+        let head = || -> io::Result<()> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            writeln!(file, "=== rank {rank}, generation {generation}: goes on in {own}")
+        };
+        self.shown.store(rank == 0, Ordering::Relaxed);
+        head().map_err(|source| LaunchError::Write { path: path.clone(), source })
     }
 
     /// Where the file is.
@@ -55,15 +86,16 @@ impl WorkerLog {
     }
 
     /// Says where the worker's output goes. Rank 0's is passed on and logged, through a terminal where we have one, because
-    /// progress bars need it. Other ranks write into their log.
-    pub(crate) fn connect(&mut self, command: &mut Command, rank: usize) -> io::Result<()> {
+    /// progress bars need it; so is that of a spare, without a rank yet, which may become rank 0. Other ranks write into
+    /// their log.
+    pub(crate) fn connect(&mut self, command: &mut Command, rank: Option<usize>) -> io::Result<()> {
         let log = || self.file.try_clone().map(Stdio::from);
         match rank {
-            0 => {
+            Some(0) | None => {
                 let (stdout, stderr) = (self.shown(io::stdout()), self.shown(io::stderr()));
                 command.stdout(stdout).stderr(stderr)
             }
-            _ => command.stdout(log()?).stderr(log()?),
+            Some(_) => command.stdout(log()?).stderr(log()?),
         };
         command.stdin(Stdio::null());
         Ok(())
@@ -101,6 +133,7 @@ impl WorkerLog {
         to: impl Write + Send + 'static,
         log: impl Write + Send + 'static,
     ) -> io::Result<()> {
+        let to = Gate { to, open: Arc::clone(&self.shown) };
         let pump =
             thread::Builder::new().name("rank-0 output".into()).spawn(move || pass_on(from, to, log))?;
         self.pumps.push(pump);
@@ -127,6 +160,25 @@ impl WorkerLog {
             Ok(bytes)
         };
         last_lines(&String::from_utf8_lossy(&read().unwrap_or_default()))
+    }
+}
+
+/// Lets nothing through until it is opened.
+struct Gate<W: Write> {
+    to: W,
+    open: Arc<AtomicBool>,
+}
+
+impl<W: Write> Write for Gate<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.open.load(Ordering::Relaxed) {
+            true => self.to.write(bytes),
+            false => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 
@@ -169,6 +221,19 @@ mod tests {
         }
         let lines = log.last_lines();
         assert_eq!((lines.len(), lines[0].as_str(), lines[99].as_str()), (100, "line 150", "line 249"));
+    }
+
+    #[test]
+    fn a_spares_lines_are_found_from_the_log_of_its_rank() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spare = WorkerLog::of_spare(dir.path(), 2).unwrap();
+        writeln!(spare.file, "its last words").unwrap();
+        assert!(!spare.shown.load(Ordering::Relaxed));
+        spare.take_rank(dir.path(), 0, 3).unwrap();
+        assert!(spare.shown.load(Ordering::Relaxed), "rank 0 is shown");
+        let log = std::fs::read_to_string(dir.path().join("rank-0.log")).unwrap();
+        assert_eq!(log, "=== rank 0, generation 3: goes on in spare-2.log\n");
+        assert_eq!(spare.last_lines(), ["its last words"]);
     }
 
     #[test]

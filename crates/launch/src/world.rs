@@ -9,6 +9,8 @@ use crate::slurm;
 
 /// Our launcher sets this to its process id, so that a worker knows whom to die with.
 pub(crate) const LAUNCHER_PID: &str = "BLIP2_LAUNCHER_PID";
+/// Our launcher sets this for a process that is to take the place of a rank that dies.
+pub(crate) const SPARE: &str = "BLIP2_SPARE";
 /// The loopback address, where all ranks of one node meet by default.
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
@@ -17,6 +19,11 @@ pub(crate) const LOOPBACK: &str = "127.0.0.1";
 pub enum Source {
     /// `blip2 launch` started it.
     Launcher {
+        /// Process id of the launcher.
+        pid: i32,
+    },
+    /// `blip2 launch` started it to take the place of a rank that dies; until it is called its rank means nothing.
+    Spare {
         /// Process id of the launcher.
         pid: i32,
     },
@@ -34,6 +41,7 @@ impl fmt::Display for Source {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Launcher { pid } => write!(out, "blip2 launch (process {pid})"),
+            Self::Spare { pid } => write!(out, "blip2 launch (process {pid}), as a spare"),
             Self::Torchrun => out.write_str("RANK and WORLD_SIZE"),
             Self::OpenMpi => out.write_str("OMPI_COMM_WORLD_*"),
             Self::Slurm => out.write_str("SLURM_PROCID"),
@@ -116,7 +124,11 @@ impl World {
     pub fn called(&self, call: Call) -> Self {
         let rank = usize::from(call.rank);
         let (generation, master_port) = (u64::from(call.generation), call.port);
-        Self { rank, local_rank: rank, generation, master_port, ..self.clone() }
+        let source = match self.source {
+            Source::Spare { pid } => Source::Launcher { pid },
+            other => other,
+        };
+        Self { rank, local_rank: rank, generation, master_port, source, ..self.clone() }
     }
 
     /// Refuses numbers that contradict each other, before N processes wait for a rank that does not exist.
@@ -124,12 +136,16 @@ impl World {
         let words = match self.source {
             Source::OpenMpi => ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"],
             Source::Slurm => ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"],
-            Source::Launcher { .. } | Source::Torchrun | Source::Single => ["RANK", "WORLD_SIZE"],
+            Source::Launcher { .. } | Source::Spare { .. } | Source::Torchrun | Source::Single => {
+                ["RANK", "WORLD_SIZE"]
+            }
         };
         let local_words = match self.source {
             Source::OpenMpi => ["OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
             Source::Slurm => ["SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"],
-            Source::Launcher { .. } | Source::Torchrun | Source::Single => ["LOCAL_RANK", "LOCAL_WORLD_SIZE"],
+            Source::Launcher { .. } | Source::Spare { .. } | Source::Torchrun | Source::Single => {
+                ["LOCAL_RANK", "LOCAL_WORLD_SIZE"]
+            }
         };
         below(words, self.rank, self.world_size)?;
         below(local_words, self.local_rank, self.local_world_size)?;
@@ -164,6 +180,7 @@ fn torchrun(vars: Vars<'_>) -> Result<World, LaunchError> {
     };
     let (master_addr, master_port) = vars.master(world_size, one_node, None)?;
     let source = match vars.number::<i32>(LAUNCHER_PID)? {
+        Some(pid) if vars.has(SPARE) => Source::Spare { pid },
         Some(pid) => Source::Launcher { pid },
         None => Source::Torchrun,
     };

@@ -71,6 +71,10 @@ pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
     torch_bridge::keep_freed_memory();
     let mut session = Session::open(path, overrides)?;
     let mut kept = None;
+    if session.is_spare() {
+        kept = Some(Kept::load(&session)?);
+        session.wait_for_place()?;
+    }
     loop {
         match together(&mut session, &mut kept) {
             Err(TrainError::Peer(lost)) => session.leave(lost)?,

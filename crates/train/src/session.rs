@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use collectives::{CommError, ProcessGroup, SoloGroup};
 use data::Counters;
-use launch::{ProgressPage, RunLock, StopFlag, WorkerPhase, World};
+use launch::{ProgressPage, RunLock, Source, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
 
 use crate::agree::same_name;
@@ -42,7 +42,7 @@ pub struct Session {
     /// Where the config was read.
     path: PathBuf,
     /// Held by rank 0 for as long as the session lives.
-    _lock: Option<RunLock>,
+    lock: Option<RunLock>,
 }
 
 /// For so long a rank waits to be called after it has lost another. The launcher calls at once where one has died; where it
@@ -50,10 +50,10 @@ pub struct Session {
 const CALL_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
-    /// Checks the config and takes the run folder.
+    /// Checks the config.
     ///
     /// # Errors
-    /// [`TrainError::Config`] for a config that cannot run, [`launch::LaunchError::Busy`] when another run holds the folder.
+    /// [`TrainError::Config`] for a config that cannot run.
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, TrainError> {
         let world = World::from_env()?;
         launch::die_with_parent(&world)?;
@@ -63,7 +63,6 @@ impl Session {
         let config_text = config.to_toml()?;
         let plan = Plan::new(config, world, path)?;
         let run_dir = plan.config.run.dir.clone();
-        let lock = if plan.world.rank == 0 { Some(RunLock::of_worker(&run_dir)?) } else { None };
         Ok(Self {
             group: Box::new(SoloGroup::new(plan.device)),
             metrics: Metrics::open(&run_dir, false, Start::Fresh, &config_text),
@@ -76,17 +75,42 @@ impl Session {
             held: None,
             furthest: None,
             path: path.to_owned(),
-            _lock: lock,
+            lock: None,
         })
     }
 
-    /// Meets the other ranks and finds out with them where the run stands; rank 0 opens its records there.
+    /// Where this process is to take the place of a rank that dies: waits to be called.
     ///
     /// # Errors
-    /// [`TrainError::Peer`] when the ranks do not meet, [`TrainError::Config`] for a config that another rank does not have,
+    /// [`TrainError::Interrupted`] when somebody asks for a stop.
+    pub fn wait_for_place(&mut self) -> Result<(), TrainError> {
+        let generation = self.plan.world.generation;
+        match self.progress.wait_for_call(generation, Duration::MAX, &self.stop) {
+            Some(call) => {
+                self.plan.world = self.plan.world.called(call);
+                Ok(())
+            }
+            None => Err(TrainError::Interrupted { phase: "waiting".into() }),
+        }
+    }
+
+    /// It is, and has not been called yet.
+    #[must_use]
+    pub fn is_spare(&self) -> bool {
+        matches!(self.plan.world.source, Source::Spare { .. })
+    }
+
+    /// Takes the run folder, meets the other ranks and finds out with them where the run stands; rank 0 opens its records there.
+    ///
+    /// # Errors
+    /// [`launch::LaunchError::Busy`] when another run holds the folder, [`TrainError::Peer`] when the ranks do not meet,
+    /// [`TrainError::Config`] for a config that another rank does not have,
     /// or not in a folder that holds what another one trained.
     pub fn meet(&mut self) -> Result<(), TrainError> {
         let (is_rank0, run_dir) = (self.is_rank0(), self.plan.config.run.dir.clone());
+        if is_rank0 && self.lock.is_none() {
+            self.lock = Some(RunLock::of_worker(&run_dir)?);
+        }
         self.progress.write(WorkerPhase::Meet, 0);
         self.group = collectives::connect(&self.plan.world, self.plan.device)?;
         agree_on_config(self.group.as_ref(), &self.config_text, &self.path)?;

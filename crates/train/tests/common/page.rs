@@ -34,6 +34,14 @@ impl Page {
         Self { file: File::open(page.unwrap()).unwrap() }
     }
 
+    /// The rank to which the launcher called a spare.
+    pub fn called(&self) -> Option<usize> {
+        let (mut bytes, behind_the_checksum) = ([0; 8], 8 * (WORDS as u64 + 1));
+        self.file.read_exact_at(&mut bytes, behind_the_checksum).unwrap();
+        let number = u64::from_le_bytes(bytes);
+        (number > 0).then_some((number >> 16) as usize % (1 << 16))
+    }
+
     pub fn read(&self) -> Place {
         let mut bytes = [0; 8 * WORDS];
         self.file.read_exact_at(&mut bytes, 0).unwrap();
