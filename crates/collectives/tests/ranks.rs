@@ -264,8 +264,7 @@ fn peer_is_killed_in_backward(group: &dyn ProcessGroup) {
     assert_eq!(rank, group.rank());
 }
 
-/// Rank 1 dies with messages under way, rank 2 leaves; rank 0, which may wait for either, hears of it. Then those two are a
-/// world of two, in the same processes.
+/// Rank 1 dies, the other two leave what is under way and are a world of two, in the same processes.
 fn peer_is_replaced(group: &dyn ProcessGroup, folder: &Path) {
     let leaf = Tensor::ones([1 << 20], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let mut reducer = group.reducer(&[leaf.shallow_clone()], REDUCE).unwrap();
@@ -278,10 +277,9 @@ fn peer_is_replaced(group: &dyn ProcessGroup, folder: &Path) {
     drop(reducer);
     group.abort();
     assert!(group.barrier().is_err(), "it is of no more use");
-    let port = folder.join("port");
+    let (new, port) = (folder.join("port.new"), folder.join("port"));
     if group.rank() == 0 {
-        fs::write(folder.join("port.new"), free_port().to_string()).unwrap();
-        fs::rename(folder.join("port.new"), &port).unwrap();
+        fs::write(&new, free_port().to_string()).and_then(|()| fs::rename(&new, &port)).unwrap();
     }
     while !port.exists() && started.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(1));

@@ -161,12 +161,7 @@ impl Run<'_> {
         while trainer.run()? == Ended::Lost {
             trainer.roll_back()?;
         }
-        let drawn = trainer.pairs.drawn(trainer.state.pairs_seen);
-        for (set, drawn) in config.data.source.sets.iter().zip(drawn) {
-            let shards = set.shards.join(", ");
-            let line = format!("{shards}: {} samples drawn, {:.2} epochs", drawn.samples, drawn.epochs);
-            trainer.session.metrics.line(&line);
-        }
+        tell_drawn(&trainer, &config);
         Ok(())
     }
 
@@ -221,6 +216,16 @@ impl Run<'_> {
         ledger.peak_rss_bytes = ledger.peak_rss_bytes.max(sum.double_value(&[0]) as u64);
         ledger.seconds.insert(phase, seconds);
         if self.session.is_rank0() { self.session.ledger.save() } else { Ok(()) }
+    }
+}
+
+/// Says how much of each set of a stream the phase has drawn.
+fn tell_drawn(trainer: &Trainer<'_>, config: &Config) {
+    let drawn = trainer.pairs.drawn(trainer.state.pairs_seen);
+    for (set, drawn) in config.data.source.sets.iter().zip(drawn) {
+        let shards = set.shards.join(", ");
+        let line = format!("{shards}: {} samples drawn, {:.2} epochs", drawn.samples, drawn.epochs);
+        trainer.session.metrics.line(&line);
     }
 }
 
