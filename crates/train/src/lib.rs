@@ -34,6 +34,7 @@ mod stream;
 mod tensors;
 mod texts;
 mod trainer;
+mod upload;
 pub mod verify;
 
 use std::path::{Path, PathBuf};
