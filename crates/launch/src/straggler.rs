@@ -36,13 +36,11 @@ impl Stragglers {
             return None;
         }
         let passed = |later: &Beat, earlier: &Beat| {
-            let (later_reduce, earlier_reduce) =
-                (later.visits(WorkerPhase::Reduce), earlier.visits(WorkerPhase::Reduce));
-            let waited = later_reduce.total_ns.saturating_sub(earlier_reduce.total_ns);
+            let steps = |beat: &Beat| beat.visits(WorkerPhase::Reduce).count;
             (
-                later_reduce.count.saturating_sub(earlier_reduce.count),
+                steps(later).saturating_sub(steps(earlier)),
                 later.since_ns - earlier.since_ns,
-                waited,
+                waited(later).saturating_sub(waited(earlier)),
             )
         };
         let windows: Vec<_> = beats.iter().zip(&self.began).map(|(now, then)| passed(now, then)).collect();
@@ -66,23 +64,31 @@ impl Stragglers {
     }
 }
 
+/// Nanoseconds that a worker spent waiting for others while it trained.
+fn waited(beat: &Beat) -> u64 {
+    [WorkerPhase::Exchange, WorkerPhase::Reduce].map(|phase| beat.visits(phase).total_ns).iter().sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
 
-    /// 200 steps in which `slow` computes for 100 ms and the others for 50.
+    /// 200 steps in which `slow` computes for 100 ms and the others for 50. They wait for each other twice: half way, and
+    /// where gradients are averaged.
     fn windows(slow: Option<usize>, jitter: &dyn Fn(u64, usize) -> u64) -> Vec<Straggler> {
         let mut beats = vec![Beat::first(0); 3];
         let (mut stragglers, mut found, mut now) = (Stragglers::default(), Vec::new(), 0);
         for step in 0..200u64 {
             let took = |worker| if Some(worker) == slow { 100 } else { 50 + jitter(step, worker) };
-            for (worker, beat) in beats.iter_mut().enumerate() {
-                beat.advance(WorkerPhase::Compute, step, now);
-                beat.advance(WorkerPhase::Reduce, step, now + took(worker) * MS);
+            for phase in [WorkerPhase::Exchange, WorkerPhase::Reduce] {
+                for (worker, beat) in beats.iter_mut().enumerate() {
+                    beat.advance(WorkerPhase::Compute, step, now);
+                    beat.advance(phase, step, now + took(worker) * MS / 2);
+                }
+                now += (0..3).map(took).max().unwrap() * MS / 2 + 2 * MS;
             }
-            now += (0..3).map(took).max().unwrap() * MS + 5 * MS;
             found.extend(stragglers.observe(beats.clone()));
         }
         found
@@ -95,6 +101,22 @@ mod tests {
             assert_eq!(found.len(), 1, "{found:?}");
             assert_eq!(found[0].worker, slow);
         }
+    }
+
+    /// Alike slow in both halves, and all wait in exchanges alone: gradients find everybody ready.
+    #[test]
+    fn waiting_in_the_midst_of_a_step_counts() {
+        let (mut beats, mut stragglers, mut found) = (vec![Beat::first(0); 2], Stragglers::default(), vec![]);
+        for step in 0..200u64 {
+            let now = step * 100 * MS;
+            for (beat, computes) in beats.iter_mut().zip([20, 90]) {
+                beat.advance(WorkerPhase::Compute, step, now);
+                beat.advance(WorkerPhase::Exchange, step, now + computes * MS);
+                beat.advance(WorkerPhase::Reduce, step, now + 98 * MS);
+            }
+            found.extend(stragglers.observe(beats.clone()));
+        }
+        assert_eq!(found.iter().map(|slow| slow.worker).collect::<Vec<_>>(), [1]);
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use launch::WorkerPhase;
 use nix::unistd::Pid;
 
-/// Words of `launch::progress`: sequence number, phase, step, time, checkpoint; three numbers a phase.
-const HEAD: usize = 5;
-const WORDS: usize = HEAD + 3 * 11;
+/// Words of `launch::progress`: sequence number, phase, step, time, time before, checkpoint; three numbers a phase.
+const HEAD: usize = 6;
+const WORDS: usize = HEAD + 3 * 12;
 
 /// The page of one worker.
 pub struct Page {
