@@ -12,14 +12,21 @@ const LOST_SHARE: f64 = 0.2;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Straggler {
     pub worker: usize,
-    /// Part of the time that the one who waits least of the others lost by waiting, beyond what the straggler waited.
+    /// Part of the time in which all others waited for it, beyond that in which all waited for another one.
     pub lost_share: f64,
 }
 
-/// Compares how long workers wait for each other: who never waits is whom the others wait for.
+/// Counts in how many looks all workers but one wait for that one.
+///
+/// How long each one waits would not tell: one that is stopped or starved in the midst of an exchange looks like one that
+/// waits, but others have left that exchange behind.
 #[derive(Debug, Default)]
 pub(crate) struct Stragglers {
+    /// Where the window began: all workers had left the same meetings behind.
     began: Vec<Beat>,
+    /// By worker: looks of this window in which all others waited for it.
+    awaited: Vec<u64>,
+    looks: u64,
     suspect: Option<usize>,
     flagged: Option<usize>,
 }
@@ -27,35 +34,43 @@ pub(crate) struct Stragglers {
 impl Stragglers {
     /// Looks at the beats of all workers; a straggler is named once, after two windows in a row.
     pub(crate) fn observe(&mut self, beats: Vec<Beat>) -> Option<Straggler> {
-        let training = beats.len() > 1 && beats.iter().all(|beat| beat.visits(WorkerPhase::Reduce).count > 0);
+        let training = beats.len() > 1 && beats.iter().all(|beat| steps(beat) > 0);
         if !training {
             return None;
         }
         if self.began.len() != beats.len() {
-            self.began = beats;
+            self.begin(beats);
             return None;
         }
-        let passed = |later: &Beat, earlier: &Beat| {
-            let steps = |beat: &Beat| beat.visits(WorkerPhase::Reduce).count;
-            (
-                steps(later).saturating_sub(steps(earlier)),
-                later.since_ns - earlier.since_ns,
-                waited(later).saturating_sub(waited(earlier)),
-            )
+        self.looks += 1;
+        if let Some(worker) = awaited(&self.began, &beats) {
+            self.awaited[worker] += 1;
+        }
+        let is_short = |(now, then): (&Beat, &Beat)| {
+            steps(now).saturating_sub(steps(then)) < WINDOW_STEPS
+                || now.since_ns.saturating_sub(then.since_ns) < WINDOW_NS
         };
-        let windows: Vec<_> = beats.iter().zip(&self.began).map(|(now, then)| passed(now, then)).collect();
-        if windows.iter().any(|&(steps, ns, _)| steps < WINDOW_STEPS || ns < WINDOW_NS) {
+        if beats.iter().zip(&self.began).any(is_short) {
             return None;
         }
-        self.began = beats;
-        let shares: Vec<f64> = windows.iter().map(|&(_, ns, waited)| waited as f64 / ns as f64).collect();
+        let shares: Vec<f64> = self.awaited.iter().map(|&looks| looks as f64 / self.looks as f64).collect();
+        self.begin(beats);
         self.judge(&shares)
     }
 
+    /// Begins a window where it is known that all stand between the same meetings, else leaves it to a later look.
+    fn begin(&mut self, beats: Vec<Beat>) {
+        let meets = |phase| matches!(phase, WorkerPhase::Compute | WorkerPhase::Exchange);
+        let (step, phase) = (beats[0].step, beats[0].phase);
+        let alike = !meets(phase) && beats.iter().all(|beat| (beat.step, beat.phase) == (step, phase));
+        (self.awaited, self.looks) = (vec![0; beats.len()], 0);
+        self.began = if alike { beats } else { Vec::new() };
+    }
+
     fn judge(&mut self, shares: &[f64]) -> Option<Straggler> {
-        let (worker, least) = shares.iter().copied().enumerate().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let (worker, most) = shares.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
         let others = shares.iter().enumerate().filter(|(other, _)| *other != worker).map(|(_, share)| *share);
-        let lost_share = others.fold(1.0, f64::min) - least;
+        let lost_share = most - others.fold(0.0, f64::max);
         let suspect = (lost_share > LOST_SHARE).then_some(worker);
         let confirmed = suspect.is_some() && suspect == self.suspect && suspect != self.flagged;
         self.suspect = suspect;
@@ -64,9 +79,21 @@ impl Stragglers {
     }
 }
 
-/// Nanoseconds that a worker spent waiting for others while it trained.
-fn waited(beat: &Beat) -> u64 {
-    [WorkerPhase::Exchange, WorkerPhase::Reduce].map(|phase| beat.visits(phase).total_ns).iter().sum()
+/// Steps that a worker has taken.
+fn steps(beat: &Beat) -> u64 {
+    beat.visits(WorkerPhase::Reduce).count
+}
+
+/// The one worker for which all others wait: since all `began` alike they have left more meetings behind, or stand in the
+/// one that it has not come to. All workers go through the same meetings.
+fn awaited(began: &[Beat], beats: &[Beat]) -> Option<usize> {
+    let left = |beat: &Beat| steps(beat) + beat.visits(WorkerPhase::Exchange).count;
+    let place =
+        |(then, now): (&Beat, &Beat)| (left(now).saturating_sub(left(then)), now.phase.waits_for_peers());
+    let places: Vec<(u64, bool)> = began.iter().zip(beats).map(place).collect();
+    let (worker, last) = places.iter().enumerate().min_by_key(|(_, place)| **place)?;
+    let waits_for_it = |(other, place): (usize, &(u64, bool))| other == worker || (place.1 && place > last);
+    places.iter().enumerate().all(waits_for_it).then_some(worker)
 }
 
 #[cfg(test)]
@@ -75,21 +102,28 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// 200 steps in which `slow` computes for 100 ms and the others for 50. They wait for each other twice: half way, and
-    /// where gradients are averaged.
-    fn windows(slow: Option<usize>, jitter: &dyn Fn(u64, usize) -> u64) -> Vec<Straggler> {
-        let mut beats = vec![Beat::first(0); 3];
+    /// 200 steps whose workers meet half way and at the end, each after the milliseconds that `takes` says; looked at each
+    /// 5 ms.
+    fn watched(workers: usize, takes: &dyn Fn(u64, usize) -> u64) -> Vec<usize> {
+        let mut beats = vec![Beat::first(0); workers];
         let (mut stragglers, mut found, mut now) = (Stragglers::default(), Vec::new(), 0);
-        for step in 0..200u64 {
-            let took = |worker| if Some(worker) == slow { 100 } else { 50 + jitter(step, worker) };
-            for phase in [WorkerPhase::Exchange, WorkerPhase::Reduce] {
-                for (worker, beat) in beats.iter_mut().enumerate() {
-                    beat.advance(WorkerPhase::Compute, step, now);
-                    beat.advance(phase, step, now + took(worker) * MS / 2);
+        for half in 0..400u64 {
+            let meets = [WorkerPhase::Exchange, WorkerPhase::Reduce][(half % 2) as usize];
+            beats.iter_mut().for_each(|beat| beat.advance(WorkerPhase::Compute, half / 2, now * MS));
+            let takes: Vec<u64> = (0..workers).map(|worker| takes(half, worker)).collect();
+            for _ in 0..takes.iter().max().unwrap() + 2 {
+                for (beat, _) in beats
+                    .iter_mut()
+                    .zip(&takes)
+                    .filter(|(beat, takes)| beat.since_ns + **takes * MS == now * MS)
+                {
+                    beat.advance(meets, half / 2, now * MS);
                 }
-                now += (0..3).map(took).max().unwrap() * MS / 2 + 2 * MS;
+                now += 1;
+                if now.is_multiple_of(5) {
+                    found.extend(stragglers.observe(beats.clone()).map(|slow| slow.worker));
+                }
             }
-            found.extend(stragglers.observe(beats.clone()));
         }
         found
     }
@@ -97,30 +131,37 @@ mod tests {
     #[test]
     fn the_one_for_whom_the_others_wait_is_named_once() {
         for slow in 0..3 {
-            let found = windows(Some(slow), &|_, _| 0);
-            assert_eq!(found.len(), 1, "{found:?}");
-            assert_eq!(found[0].worker, slow);
+            assert_eq!(watched(3, &|_, worker| if worker == slow { 50 } else { 25 }), [slow]);
         }
     }
 
-    /// Alike slow in both halves, and all wait in exchanges alone: gradients find everybody ready.
     #[test]
     fn waiting_in_the_midst_of_a_step_counts() {
-        let (mut beats, mut stragglers, mut found) = (vec![Beat::first(0); 2], Stragglers::default(), vec![]);
-        for step in 0..200u64 {
-            let now = step * 100 * MS;
-            for (beat, computes) in beats.iter_mut().zip([20, 90]) {
-                beat.advance(WorkerPhase::Compute, step, now);
-                beat.advance(WorkerPhase::Exchange, step, now + computes * MS);
-                beat.advance(WorkerPhase::Reduce, step, now + 98 * MS);
-            }
-            found.extend(stragglers.observe(beats.clone()));
-        }
-        assert_eq!(found.iter().map(|slow| slow.worker).collect::<Vec<_>>(), [1]);
+        let takes = |half: u64, worker: usize| if worker == 1 && half.is_multiple_of(2) { 60 } else { 20 };
+        assert_eq!(watched(2, &takes), [1]);
     }
 
     #[test]
     fn equals_that_vary_are_no_stragglers() {
-        assert_eq!(windows(None, &|step, worker| (step * 7 + worker as u64 * 13) % 10), vec![]);
+        assert_eq!(watched(3, &|half, worker| 25 + (half * 7 + worker as u64 * 13) % 10), [0; 0]);
+        // Each holds up the other by turns, for as long as one that is slow.
+        assert_eq!(watched(2, &|half, worker| if half / 2 % 2 == worker as u64 { 50 } else { 25 }), [0; 0]);
+    }
+
+    #[test]
+    fn one_that_is_stopped_in_an_exchange_that_others_have_left_is_awaited() {
+        // The process of one is younger, so that it has fewer visits on its page.
+        let mut began = vec![Beat::first(0); 3];
+        began[0].advance(WorkerPhase::Exchange, 0, 0);
+        began.iter_mut().for_each(|beat| beat.advance(WorkerPhase::Data, 0, 0));
+        let mut beats = began.clone();
+        beats.iter_mut().for_each(|beat| beat.advance(WorkerPhase::Exchange, 0, 0));
+        assert_eq!(awaited(&began, &beats), None, "all wait for each other");
+        for other in [0, 2] {
+            beats[other].advance(WorkerPhase::Compute, 0, MS);
+            assert_eq!(awaited(&began, &beats), None, "somebody computes");
+        }
+        [0, 2].into_iter().for_each(|other| beats[other].advance(WorkerPhase::Exchange, 0, 2 * MS));
+        assert_eq!(awaited(&began, &beats), Some(1));
     }
 }
