@@ -112,12 +112,10 @@ mod tests {
             beats.iter_mut().for_each(|beat| beat.advance(WorkerPhase::Compute, half / 2, now * MS));
             let takes: Vec<u64> = (0..workers).map(|worker| takes(half, worker)).collect();
             for _ in 0..takes.iter().max().unwrap() + 2 {
-                for (beat, _) in beats
-                    .iter_mut()
-                    .zip(&takes)
-                    .filter(|(beat, takes)| beat.since_ns + **takes * MS == now * MS)
-                {
-                    beat.advance(meets, half / 2, now * MS);
+                for (beat, takes) in beats.iter_mut().zip(&takes) {
+                    if beat.phase == WorkerPhase::Compute && beat.since_ns + takes * MS == now * MS {
+                        beat.advance(meets, half / 2, now * MS);
+                    }
                 }
                 now += 1;
                 if now.is_multiple_of(5) {
