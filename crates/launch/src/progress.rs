@@ -37,7 +37,7 @@ pub enum WorkerPhase {
     Data,
     /// Forward and backward.
     Compute,
-    /// Waiting for what other ranks send, in the midst of that or of the next.
+    /// Waiting, in the midst of that, for what other ranks send.
     Exchange,
     /// Averaging gradients with the other ranks and updating the weights.
     Reduce,
@@ -91,11 +91,6 @@ impl WorkerPhase {
         matches!(self, Self::Meet | Self::Exchange | Self::Reduce)
     }
 
-    /// Where it stands in a step: an exchange may come before and behind the averaging of gradients.
-    pub(crate) fn place(self) -> Self {
-        if self == Self::Exchange { Self::Reduce } else { self }
-    }
-
     fn index(self) -> usize {
         self as usize
     }
@@ -116,7 +111,7 @@ pub(crate) struct Beat {
     pub step: u64,
     /// Since when it has been in this phase at this step.
     pub since_ns: u64,
-    /// Of the visit that goes on or that an exchange interrupts: how long it took before `since_ns`.
+    /// Of the visit to `Compute` that goes on or that an exchange interrupts: how long it took before `since_ns`.
     before_ns: u64,
     /// Grows with each checkpoint that is on the disk; 0 before the first.
     pub saved: u64,
@@ -148,22 +143,21 @@ impl Beat {
         self.enter(phase, now_ns);
     }
 
-    /// Leaves a phase of a step for an exchange, to come back to the same visit: what a step computes is learned as one
-    /// duration, however many exchanges cut it into pieces. `None` in a phase that is not interrupted.
-    fn interrupt(&mut self, now_ns: u64) -> Option<WorkerPhase> {
-        let phase = self.phase;
-        if !matches!(phase, WorkerPhase::Compute | WorkerPhase::Reduce) {
-            return None;
+    /// Leaves `Compute` for an exchange, to come back to the same visit: what a step computes is learned as one duration,
+    /// however many exchanges cut it into pieces. In another phase nothing happens.
+    fn interrupt(&mut self, now_ns: u64) -> bool {
+        let computes = self.phase == WorkerPhase::Compute;
+        if computes {
+            self.before_ns += now_ns.saturating_sub(self.since_ns);
+            self.enter(WorkerPhase::Exchange, now_ns);
         }
-        self.before_ns += now_ns.saturating_sub(self.since_ns);
-        self.enter(WorkerPhase::Exchange, now_ns);
-        Some(phase)
+        computes
     }
 
-    /// Comes back from an exchange to the phase that it interrupted.
-    fn resume(&mut self, phase: WorkerPhase, now_ns: u64) {
+    /// Comes back from an exchange.
+    fn resume(&mut self, now_ns: u64) {
         self.leave(now_ns.saturating_sub(self.since_ns));
-        self.enter(phase, now_ns);
+        self.enter(WorkerPhase::Compute, now_ns);
     }
 
     fn leave(&mut self, took: u64) {
@@ -240,14 +234,14 @@ impl ProgressPage {
         self.advance(phase, |beat| if beat.phase == phase { beat.step + 1 } else { 0 });
     }
 
-    /// Runs `exchange`, which waits for other ranks, and says so if this worker takes a step; in other phases it is known who
-    /// waits for whom. Costs two writes.
+    /// Runs `exchange`, which waits for other ranks, and says so if this worker computes a step; in other phases it is known
+    /// who waits for whom. Costs two writes.
     pub fn exchanging<T>(&self, exchange: impl FnOnce() -> T) -> T {
-        let mut interrupted = None;
+        let mut interrupted = false;
         self.change(|beat| interrupted = beat.interrupt(monotonic_ns()));
         let result = exchange();
-        if let Some(phase) = interrupted {
-            self.change(|beat| beat.resume(phase, monotonic_ns()));
+        if interrupted {
+            self.change(|beat| beat.resume(monotonic_ns()));
         }
         result
     }

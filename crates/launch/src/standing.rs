@@ -22,7 +22,7 @@ impl Standing {
     /// Of one rank, as if it were the only one.
     pub(crate) fn of(beat: &Beat, silent: Duration) -> Self {
         let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
-        Self { waits: beat.phase.waits_for_peers(), step: beat.step, phase: beat.phase.place(), silent_ms }
+        Self { waits: beat.phase.waits_for_peers(), step: beat.step, phase: beat.phase, silent_ms }
     }
 
     /// Of both together: the place of the one that has come less far, the silence of the one that got on last.

