@@ -32,8 +32,9 @@ pub(crate) struct Stragglers {
 }
 
 impl Stragglers {
-    /// Looks at the beats of all workers; a straggler is named once, after two windows in a row.
-    pub(crate) fn observe(&mut self, beats: Vec<Beat>) -> Option<Straggler> {
+    /// Looks at the beats of all workers; a straggler is named once, after two windows in a row. Which of them somebody has
+    /// `stopped` is asked where all wait.
+    pub(crate) fn observe(&mut self, beats: Vec<Beat>, stopped: &dyn Fn(usize) -> bool) -> Option<Straggler> {
         let training = beats.len() > 1 && beats.iter().all(|beat| steps(beat) > 0);
         if !training {
             return None;
@@ -43,7 +44,7 @@ impl Stragglers {
             return None;
         }
         self.looks += 1;
-        if let Some(worker) = awaited(&self.began, &beats) {
+        if let Some(worker) = awaited(&self.began, &beats, stopped) {
             self.awaited[worker] += 1;
         }
         let is_short = |(now, then): (&Beat, &Beat)| {
@@ -85,15 +86,20 @@ fn steps(beat: &Beat) -> u64 {
 }
 
 /// The one worker for which all others wait: since all `began` alike they have left more meetings behind, or stand in the
-/// one that it has not come to. All workers go through the same meetings.
-fn awaited(began: &[Beat], beats: &[Beat]) -> Option<usize> {
+/// one that it has not come to, or in which it was stopped. All workers go through the same meetings.
+fn awaited(began: &[Beat], beats: &[Beat], stopped: &dyn Fn(usize) -> bool) -> Option<usize> {
     let left = |beat: &Beat| steps(beat) + beat.visits(WorkerPhase::Exchange).count;
     let place =
         |(then, now): (&Beat, &Beat)| (left(now).saturating_sub(left(then)), now.phase.waits_for_peers());
     let places: Vec<(u64, bool)> = began.iter().zip(beats).map(place).collect();
     let (worker, last) = places.iter().enumerate().min_by_key(|(_, place)| **place)?;
     let waits_for_it = |(other, place): (usize, &(u64, bool))| other == worker || (place.1 && place > last);
-    places.iter().enumerate().all(waits_for_it).then_some(worker)
+    if places.iter().enumerate().all(waits_for_it) {
+        return Some(worker);
+    }
+    let all_wait = places.iter().all(|(_, waits)| *waits);
+    let mut stopped = (0..places.len()).filter(|worker| all_wait && stopped(*worker));
+    stopped.next().filter(|_| stopped.next().is_none())
 }
 
 #[cfg(test)]
@@ -119,7 +125,7 @@ mod tests {
                 }
                 now += 1;
                 if now.is_multiple_of(5) {
-                    found.extend(stragglers.observe(beats.clone()).map(|slow| slow.worker));
+                    found.extend(stragglers.observe(beats.clone(), &|_| false).map(|slow| slow.worker));
                 }
             }
         }
@@ -147,19 +153,22 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_stopped_in_an_exchange_that_others_have_left_is_awaited() {
+    fn one_that_is_held_in_an_exchange_is_awaited_by_those_who_have_left_it() {
         // The process of one is younger, so that it has fewer visits on its page.
         let mut began = vec![Beat::first(0); 3];
         began[0].advance(WorkerPhase::Exchange, 0, 0);
         began.iter_mut().for_each(|beat| beat.advance(WorkerPhase::Data, 0, 0));
         let mut beats = began.clone();
         beats.iter_mut().for_each(|beat| beat.advance(WorkerPhase::Exchange, 0, 0));
-        assert_eq!(awaited(&began, &beats), None, "all wait for each other");
+        let found = |beats: &[Beat], stopped: &[usize]| awaited(&began, beats, &|one| stopped.contains(&one));
+        assert_eq!(found(&beats, &[]), None, "all wait for each other");
+        assert_eq!(found(&beats, &[1]), Some(1), "it was stopped there");
+        assert_eq!(found(&beats, &[0, 1]), None, "nobody alone holds up the others");
         for other in [0, 2] {
             beats[other].advance(WorkerPhase::Compute, 0, MS);
-            assert_eq!(awaited(&began, &beats), None, "somebody computes");
+            assert_eq!(found(&beats, &[1]), None, "somebody computes");
         }
         [0, 2].into_iter().for_each(|other| beats[other].advance(WorkerPhase::Exchange, 0, 2 * MS));
-        assert_eq!(awaited(&began, &beats), Some(1));
+        assert_eq!(found(&beats, &[]), Some(1));
     }
 }

@@ -28,7 +28,7 @@ fn long_p2_ranks_that_die_together_are_overcome_exactly() {
 
 #[test]
 fn p10_a_rank_that_dies_before_its_update_is_overcome_exactly() {
-    overcome(&mut Chaos::new(10), &[(Scenario::P10, 3)]);
+    overcome(&mut Chaos::new(10), &[(Scenario::P10, 2)]);
 }
 
 #[test]
