@@ -1,8 +1,9 @@
 //! What lives as long as the process: the plan, the other ranks, the dashboards, the wish to stop.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use collectives::ProcessGroup;
+use collectives::{ProcessGroup, WatchedGroup};
 use data::Counters;
 use launch::{ProgressPage, RunLock, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
@@ -20,14 +21,14 @@ use crate::sizes;
 pub struct Session {
     /// Every derived number.
     pub plan: Plan,
-    /// The other ranks.
+    /// The other ranks; who waits for them says so on the page below.
     pub group: Box<dyn ProcessGroup>,
     /// Dashboards; silent on ranks other than 0.
     pub metrics: Metrics,
     /// Set by SIGTERM, SIGINT, SIGUSR1.
     pub stop: StopFlag,
     /// What this rank is doing, for the launcher to see.
-    pub progress: ProgressPage,
+    pub progress: Arc<ProgressPage>,
     /// What the run cost so far.
     pub ledger: Ledger,
     /// The resolved config as text.
@@ -49,7 +50,7 @@ impl Session {
         let world = World::from_env()?;
         launch::die_with_parent(&world)?;
         let stop = StopFlag::install()?;
-        let progress = ProgressPage::from_env();
+        let progress = Arc::new(ProgressPage::from_env());
         let config = Config::read(path, overrides)?;
         let config_text = config.to_toml()?;
         let plan = Plan::new(config, world, path)?;
@@ -58,6 +59,7 @@ impl Session {
         let lock = if is_rank0 { Some(RunLock::of_worker(&run_dir)?) } else { None };
         progress.write(WorkerPhase::Meet, 0);
         let group = collectives::connect(&plan.world, plan.device)?;
+        let group: Box<dyn ProcessGroup> = Box::new(WatchedGroup::new(group, Arc::clone(&progress)));
         agree_on_config(group.as_ref(), &config_text, path)?;
         // Reading a checkpoint to know its step is for the rank that keeps the records.
         let start = if is_rank0 { start(&plan)? } else { Start::Fresh };
