@@ -24,7 +24,13 @@ fn main() {
     for folder in [include.clone(), include.join("torch/csrc/api/include")] {
         build.flag("-isystem").flag(folder);
     }
-    build.files(["cpp/compute.cpp", "cpp/recompute.cpp", "cpp/c10d.cpp", "cpp/reducer.cpp"]);
+    build.files([
+        "cpp/compute.cpp",
+        "cpp/recompute.cpp",
+        "cpp/c10d.cpp",
+        "cpp/reducer.cpp",
+        "cpp/upload.cpp",
+    ]);
     if lib.join("libtorch_cuda.so").exists() {
         println!("cargo:rustc-cfg=nccl");
         build.define("USE_C10D_NCCL", None).file("cpp/nccl.cpp");

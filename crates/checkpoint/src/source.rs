@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::durable::parent_of;
 use crate::foreign::gguf::GgufFile;
 use crate::foreign::pth::PthFile;
 use crate::{CheckpointError, Dtype, HostTensor, TensorFile};
@@ -18,13 +19,15 @@ use crate::{CheckpointError, Dtype, HostTensor, TensorFile};
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Shards of one model.
 const MAX_SHARDS: usize = 4096;
-/// What a folder is looked through for, the first one found wins. Indices name the shards beside them.
+/// What a folder is looked through for, the first one found wins, as in transformers. Indices name the shards beside them.
 const FOLDER_FILES: [&str; 4] = [
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 ];
+/// What an index is called behind the name that its weights would have as one file.
+const INDEX_SUFFIX: &str = ".index.json";
 
 /// What wrote a weight file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,14 +74,17 @@ impl WeightSource {
     ///
     /// # Errors
     /// [`CheckpointError::Io`] when something cannot be read; [`CheckpointError::Malformed`] for a file of no known
-    /// kind, a damaged one, and an index that does not say what its shards hold.
+    /// kind, a damaged one, and an index that does not say which shards are there and what they hold.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         if !path.is_dir() {
             return Self::of_files(path, &[path.to_path_buf()]);
         }
         let found = FOLDER_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
         let Some(file) = found else {
-            let reason = format!("holds none of {}", FOLDER_FILES.join(", "));
+            let reason = format!(
+                "holds none of {}; `blip2 import` makes a folder of other files",
+                FOLDER_FILES.join(", ")
+            );
             return Err(CheckpointError::malformed(path, reason));
         };
         if file.extension().is_none_or(|extension| extension != "json") {
@@ -86,6 +92,7 @@ impl WeightSource {
         }
         let index = read_index(&file)?;
         let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
+        check_shards(&file, &shards)?;
         let shards: Vec<PathBuf> = shards.into_iter().map(|shard| path.join(shard)).collect();
         let source = Self::of_files(path, &shards)?;
         source.check_index(&index, &file, &shards)?;
@@ -231,4 +238,37 @@ fn read_index(path: &Path) -> Result<Index, CheckpointError> {
         return Err(CheckpointError::malformed(path, format!("{} shards", shards.len())));
     }
     Ok(index)
+}
+
+/// The shards that lie beside an index are those that it names.
+fn check_shards(index: &Path, named: &BTreeSet<&str>) -> Result<(), CheckpointError> {
+    let folder = parent_of(index);
+    let mut there = BTreeSet::new();
+    for entry in fs::read_dir(folder).map_err(CheckpointError::io("read", folder))? {
+        let entry = entry.map_err(CheckpointError::io("read", folder))?;
+        there.extend(entry.file_name().into_string());
+    }
+    if let Some(shard) = named.iter().find(|shard| !there.contains(**shard)) {
+        return Err(CheckpointError::malformed(index, format!("names {shard}, which is not beside it")));
+    }
+    let whole =
+        index.file_name().and_then(|name| name.to_str()?.strip_suffix(INDEX_SUFFIX)).unwrap_or_default();
+    match there.iter().find(|name| is_shard_of(whole, name) && !named.contains(name.as_str())) {
+        Some(shard) => Err(CheckpointError::malformed(
+            index,
+            format!("names no tensor of {shard}, which lies beside it"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether `name` is `STEM-00001-of-00003.KIND` where `whole` is `STEM.KIND`.
+fn is_shard_of(whole: &str, name: &str) -> bool {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = || {
+        let (stem, kind) = whole.rsplit_once('.')?;
+        let numbers = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(kind)?.strip_suffix('.')?;
+        numbers.split_once("-of-")
+    };
+    numbers().is_some_and(|(number, count)| is_number(number) && is_number(count))
 }

@@ -10,8 +10,8 @@ use std::path::Path;
 use checkpoint::foreign::pth::PthFile;
 use checkpoint::foreign::torch_save::write_pth;
 use checkpoint::{
-    Announced, CheckpointError, Dtype, HostTensor, WeightFormat, WeightSource, new_file, new_folder,
-    write_weights,
+    Announced, CheckpointError, Dtype, HashedSource, HostTensor, WeightFormat, WeightSource, new_file,
+    new_folder, write_weights,
 };
 use common::gguf_file;
 use proptest::prelude::*;
@@ -99,12 +99,42 @@ fn an_index_that_lies_is_refused() {
     fs::write(&index, "[".repeat(100_000)).unwrap();
     assert!(refusal(dir.path()).contains("index.json"));
     fs::write(&index, whole).unwrap();
-    fs::remove_file(dir.path().join(format!("model-00001-of-{:05}.safetensors", count(dir.path())))).unwrap();
-    assert!(matches!(WeightSource::open(dir.path()), Err(CheckpointError::Io { .. })));
+    let shard = |number: usize, count: usize| format!("model-{number:05}-of-{count:05}.safetensors");
+    let count = fs::read_dir(dir.path()).unwrap().count() - 1;
+    fs::copy(dir.path().join(shard(1, count)), dir.path().join(shard(9, 9))).unwrap();
+    assert!(refusal(dir.path()).contains("names no tensor of model-00009-of-00009.safetensors"));
+    // Of another program, or of another set of weights: not looked at.
+    fs::rename(dir.path().join(shard(9, 9)), dir.path().join("adapter_model-00009-of-00009.safetensors"))
+        .unwrap();
+    assert_holds(&mut WeightSource::open(dir.path()).unwrap(), &tensors);
+    fs::remove_file(dir.path().join(shard(1, count))).unwrap();
+    assert!(refusal(dir.path()).contains(&format!("names {}, which is not beside it", shard(1, count))));
 }
 
-fn count(folder: &Path) -> usize {
-    fs::read_dir(folder).unwrap().count() - 1
+#[test]
+fn a_digest_knows_tensors_and_not_how_they_lie_in_files() {
+    let tensors: Vec<HostTensor> = (0..12).map(tensor).collect();
+    let digest = |tensors: &[HostTensor], shard_bytes: u64, first: &[&str]| {
+        let dir = TempDir::new().unwrap();
+        write(dir.path(), tensors, shard_bytes);
+        let mut source = HashedSource::new(WeightSource::open(dir.path()).unwrap());
+        for name in first {
+            assert_eq!(
+                source.read(name).unwrap(),
+                Some(tensors[name[1..].parse::<usize>().unwrap()].clone())
+            );
+        }
+        source.digest().unwrap()
+    };
+    let whole = digest(&tensors, u64::MAX, &[]);
+    assert_eq!(digest(&tensors, 60, &["t011", "t003", "t011"]), whole, "in shards, read in another order");
+    let mut other = tensors.clone();
+    other[7].bytes[0] ^= 1;
+    assert_ne!(digest(&other, u64::MAX, &["t000"]), whole, "a bit of a tensor that nobody asked for");
+    let mut other = tensors.clone();
+    other[7].shape.reverse();
+    assert_ne!(digest(&other, u64::MAX, &[]), whole, "another shape of the same bytes");
+    assert_ne!(digest(&tensors[1..], u64::MAX, &[]), digest(&tensors[..11], u64::MAX, &[]));
 }
 
 #[test]

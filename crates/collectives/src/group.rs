@@ -1,5 +1,8 @@
 //! The contract that every fabric keeps.
 
+use std::sync::Arc;
+
+use launch::ProgressPage;
 use tch::{Device, Tensor};
 use torch_bridge::BridgeError;
 
@@ -89,7 +92,11 @@ pub trait ProcessGroup: Send {
 }
 
 /// An all-gather that may be under way: [`ProcessGroup::start_all_gather`].
-pub struct Gathering(Progress);
+pub struct Gathering {
+    progress: Progress,
+    /// Where it is told that somebody waits for it.
+    page: Option<Arc<ProgressPage>>,
+}
 
 enum Progress {
     Done(Tensor),
@@ -98,11 +105,15 @@ enum Progress {
 
 impl Gathering {
     fn done(gathered: Tensor) -> Self {
-        Self(Progress::Done(gathered))
+        Self { progress: Progress::Done(gathered), page: None }
     }
 
     pub(crate) fn underway(message: torch_bridge::Gathering, rank: usize) -> Self {
-        Self(Progress::Underway { message, rank })
+        Self { progress: Progress::Underway { message, rank }, page: None }
+    }
+
+    pub(crate) fn watched(self, page: &Arc<ProgressPage>) -> Self {
+        Self { page: Some(Arc::clone(page)), ..self }
     }
 
     /// Waits for the message: the place that was given, filled.
@@ -110,11 +121,14 @@ impl Gathering {
     /// # Errors
     /// As [`ProcessGroup::all_reduce_sum`].
     pub fn finish(self) -> Result<Tensor, CommError> {
-        match self.0 {
-            Progress::Done(gathered) => Ok(gathered),
-            Progress::Underway { message, rank } => {
-                let named = |error: BridgeError| CommError::new(rank, Operation::AllGather, error);
-                message.finish().map_err(named)
+        match (self.progress, self.page) {
+            (Progress::Done(gathered), _) => Ok(gathered),
+            (Progress::Underway { message, rank }, page) => {
+                let finished = match page {
+                    Some(page) => page.exchanging(|| message.finish()),
+                    None => message.finish(),
+                };
+                finished.map_err(|error: BridgeError| CommError::new(rank, Operation::AllGather, error))
             }
         }
     }

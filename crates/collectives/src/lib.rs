@@ -10,6 +10,7 @@ mod group;
 mod place;
 mod reduce;
 mod solo;
+mod watched;
 
 pub use c10d::C10dGroup;
 pub use connect::{Fabric, Timeouts, connect, connect_over, connect_within};
@@ -18,3 +19,4 @@ pub use group::{Gathering, ProcessGroup};
 pub use reduce::{GradientDtype, GradientReducer, ReduceOptions};
 pub use solo::SoloGroup;
 pub use torch_bridge::Reduction;
+pub use watched::WatchedGroup;

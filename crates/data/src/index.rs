@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -18,43 +19,30 @@ use std::thread::ThreadId;
 use sha2::{Digest, Sha256};
 
 use crate::counters::Counters;
+use crate::entries::Entries;
+pub use crate::entries::SampleEntry;
 use crate::error::{DataError, SkipReason};
 use crate::index_file::{ShardIndex, Stamp, hex, path_beside};
 use crate::location::Location;
 use crate::pattern;
 use crate::remote::{Remote, RemoteOptions};
+use crate::scan::scan;
 pub use crate::scan::{ImageKind, Span};
-use crate::scan::{Members, scan};
 
 /// Shards kept open at once for reading.
 const MAX_OPEN_SHARDS: usize = 256;
+/// Shards whose own lists are in memory at once, before they go into the table.
+const SHARDS_AT_ONCE: usize = 32;
 /// Shards that are scanned at once; remote ones wait for the network, not for the processor.
 const LOCAL_THREADS: usize = 8;
 const REMOTE_THREADS: usize = 16;
-
-/// One usable sample: an image and at least one source of captions.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SampleEntry {
-    /// Name of the sample, unique over the shards of its folder.
-    pub key: Box<str>,
-    /// Number of its shard, see [`Index::shard`].
-    pub shard: u32,
-    /// The image.
-    pub image: Span,
-    /// What the image's name says it is.
-    pub image_kind: ImageKind,
-    /// The `.txt`, if there is one.
-    pub text: Option<Span>,
-    /// The `.json`, if there is one.
-    pub json: Option<Span>,
-}
 
 /// All usable samples of one or several sets of shards, in the order in which they lie there.
 #[derive(Debug)]
 pub struct Index {
     shards: Vec<Shard>,
     sets: Vec<Range<usize>>,
-    entries: Vec<SampleEntry>,
+    entries: Entries,
     problems: Counters,
     digest: String,
     remote: Option<Remote>,
@@ -93,42 +81,51 @@ impl Index {
         // Where all is local, nothing is kept: a disk that cannot be written on does not matter.
         let needed = locations.iter().any(|location| matches!(location, Location::Remote(_)));
         let remote = remote.filter(|_| needed).map(Remote::new).transpose()?;
-        let indexes = load_all(&locations, remote.as_ref())?;
         let mut index = Self {
             shards: Vec::with_capacity(locations.len()),
             sets: ranges,
-            entries: Vec::new(),
+            entries: Entries::default(),
             problems: Counters::default(),
             digest: String::new(),
             remote,
             open: Mutex::default(),
         };
         let mut keys = HashMap::new();
-        for (location, shard_index) in locations.into_iter().zip(indexes) {
-            let keys: &mut HashSet<Box<str>> = keys.entry(location.folder()).or_default();
-            index.add_shard(location, shard_index, keys);
+        let mut left = locations.into_iter();
+        loop {
+            let some: Vec<Location> = left.by_ref().take(SHARDS_AT_ONCE).collect();
+            if some.is_empty() {
+                break;
+            }
+            let indexes = load_all(&some, index.remote.as_ref())?;
+            for (location, shard_index) in some.into_iter().zip(indexes) {
+                let keys: &mut HashSet<u128> = keys.entry(location.folder()).or_default();
+                index.add_shard(location, shard_index, keys);
+            }
         }
-        if index.entries.is_empty() {
+        index.entries.close();
+        if index.is_empty() {
             let (shards, problems) = (index.shards.len(), index.problems.worst(5));
             let patterns = sets.iter().flatten().map(|pattern| crate::location::redacted(pattern)).collect();
             return Err(DataError::Empty { patterns, shards, problems });
         }
-        index.digest = digest(&index.entries);
+        index.digest = index.entries.digest();
         Ok(index)
     }
 
-    fn add_shard(&mut self, location: Location, index: ShardIndex, keys: &mut HashSet<Box<str>>) {
-        let (number, first) = (self.shards.len() as u32, self.entries.len());
+    fn add_shard(&mut self, location: Location, index: ShardIndex, keys: &mut HashSet<u128>) {
+        let first = self.entries.len();
+        self.entries.begin_shard();
         let name: Arc<str> = location.to_string().into();
         self.problems.seen += index.scan.seen;
         for (reason, count) in index.scan.problems {
             *self.problems.skipped.entry((Arc::clone(&name), reason)).or_default() += count;
         }
-        for Members { key, image, image_kind, text, json } in index.scan.samples {
-            if keys.insert(key.clone()) {
-                self.entries.push(SampleEntry { key, shard: number, image, image_kind, text, json });
-            } else {
+        for sample in &index.scan.samples {
+            if !keys.insert(fingerprint(&sample.key)) {
                 self.problems.add(&name, SkipReason::DuplicateKey);
+            } else if !self.entries.push(sample) {
+                self.problems.add(&name, SkipReason::EntryUnsupported);
             }
         }
         self.shards.push(Shard { location, name, stamp: index.stamp, samples: first..self.entries.len() });
@@ -141,12 +138,12 @@ impl Index {
 
     /// Never true of an index that [`Index::open`] returned.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
-    /// The samples, in shard order.
-    pub fn entries(&self) -> &[SampleEntry] {
-        &self.entries
+    /// Sample `number` of [`Index::len`], in shard order.
+    pub fn entry(&self, number: usize) -> SampleEntry<'_> {
+        self.entries.get(number)
     }
 
     /// Name of shard `number` as it is shown in messages and counters; no query of a URL is in it.
@@ -224,6 +221,16 @@ impl Index {
             (Location::Remote(_), None) => Err(no_cache(&shard.location)),
         }
     }
+}
+
+/// Stands for a key where only its equal is looked for: 128 bits, so that of a thousand million keys no two meet.
+fn fingerprint(key: &str) -> u128 {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, key).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    half(0) << 64 | half(1)
 }
 
 /// Reads `span` of an open shard.
@@ -356,20 +363,4 @@ fn in_parallel<T: Send>(
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_by_key(|(number, _)| *number);
     results.into_iter().map(|(_, result)| result).collect()
-}
-
-fn digest(entries: &[SampleEntry]) -> String {
-    let mut hash = Sha256::new();
-    let number = |hash: &mut Sha256, value: u64| hash.update(value.to_le_bytes());
-    for entry in entries {
-        number(&mut hash, entry.key.len() as u64);
-        hash.update(entry.key.as_bytes());
-        number(&mut hash, u64::from(entry.shard));
-        for span in [Some(entry.image), entry.text, entry.json] {
-            let span = span.unwrap_or(Span { offset: 0, size: 0 });
-            number(&mut hash, span.offset);
-            number(&mut hash, span.size);
-        }
-    }
-    hex(&hash.finalize())
 }

@@ -56,6 +56,7 @@ mod blocks;
 pub mod caption;
 pub mod counters;
 pub mod decode;
+mod entries;
 pub mod error;
 pub mod index;
 pub mod index_file;

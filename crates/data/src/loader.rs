@@ -187,11 +187,11 @@ impl LoaderSpec {
             let sample = set.start + (place.index - set.start + step) % set.len();
             batch.counters.seen += u64::from(step == 0);
             // A shard that cannot be had is no bad sample: other ranks may have it, and would see other batches.
-            let file = self.index.open_shard(self.index.entries()[sample].shard)?;
+            let file = self.index.open_shard(self.index.entry(sample).shard)?;
             match self.example(&file, sample, place.epoch, batch.pixels.as_mut()) {
                 Ok(text) => {
                     batch.texts.push(text);
-                    batch.keys.push(self.index.entries()[sample].key.to_string());
+                    batch.keys.push(self.index.entry(sample).key.to_string());
                     batch.samples.push(sample);
                     batch.drawn.push(place.index);
                     batch.epochs.push(place.epoch);

@@ -6,12 +6,16 @@
 //! at one half and are clipped to 0..=255. A crop is cut first and then resampled: no tap reads outside it, as in
 //! torchvision.
 //!
-//! The sums are whole numbers, so their order does not matter: on x86-64 with AVX2, found out when the program runs,
-//! vector code gives the same bytes as the scalar code.
+//! The sums are whole numbers, so their order does not matter: on x86-64 with AVX-512 or AVX2, found out when the program
+//! runs, vector code gives the same bytes as the scalar code.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod taps;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -55,14 +59,20 @@ pub fn bicubic_into(rgb: &[u8], row_width: usize, crop: Crop, size: [usize; 2], 
 enum Kernel {
     Scalar,
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::Avx2),
+    Avx2(pulp::x86::V3),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
 }
 
 impl Kernel {
+    /// The widest that the processor has; the look-up is remembered.
     fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = avx2::Avx2::detect() {
-            return Self::Avx2(avx2);
+        {
+            let avx2 = || pulp::x86::V3::try_new().map(Self::Avx2);
+            if let Some(wide) = pulp::x86::V4::try_new().map(Self::Avx512).or_else(avx2) {
+                return wide;
+            }
         }
         Self::Scalar
     }
@@ -87,6 +97,13 @@ impl<'a> Rows<'a> {
     fn row(&self, number: usize) -> &'a [u8] {
         let start = self.start + number * self.stride;
         &self.bytes[start..start + self.length]
+    }
+
+    /// The row with what stands behind it, `length` bytes in all, where there is so much.
+    #[cfg(target_arch = "x86_64")]
+    fn reaching(&self, number: usize, length: usize) -> Option<&'a [u8]> {
+        let start = self.start + number * self.stride;
+        self.bytes.get(start..start + length)
     }
 }
 
@@ -152,19 +169,27 @@ impl Scratch {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(avx2) => avx2.horizontal_passes(rows, numbers, taps, &mut self.padded, out),
+            Kernel::Avx2(avx2) => wide::horizontal_passes(avx2, rows, numbers, taps, &mut self.padded, out),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512(avx512) => {
+                wide::horizontal_passes(avx512, rows, numbers, taps, &mut self.padded, out);
+            }
         }
     }
 
     /// Each output row is a weighted sum of whole rows; `first_row` is the number of the first row that is there.
     fn vertical_pass(&mut self, kernel: Kernel, rows: Rows<'_>, first_row: usize, out: &mut Vec<u8>) {
-        let (taps, sums) = (&self.vertical, &mut self.sums);
-        out.resize(taps.len() * rows.length, 0);
-        sums.resize(rows.length, 0);
-        match kernel {
-            Kernel::Scalar => vertical_pass(rows, first_row, taps, sums, out),
+        out.resize(self.vertical.len() * rows.length, 0);
+        let done = match kernel {
+            Kernel::Scalar => false,
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(avx2) => avx2.run(|| vertical_pass(rows, first_row, taps, sums, out)),
+            Kernel::Avx2(avx2) => wide::vertical_pass(avx2, rows, first_row, &mut self.vertical, out),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512(avx512) => wide::vertical_pass(avx512, rows, first_row, &mut self.vertical, out),
+        };
+        if !done {
+            self.sums.resize(rows.length, 0);
+            vertical_pass(rows, first_row, &self.vertical, &mut self.sums, out);
         }
     }
 }
@@ -193,8 +218,7 @@ fn horizontal_pass(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
-/// Whole rows at once, which the compiler turns into the vector code of whoever calls it.
-#[inline(always)]
+/// Whole rows at once.
 fn vertical_pass(rows: Rows<'_>, first_row: usize, taps: &Taps, sums: &mut [i32], out: &mut [u8]) {
     for (out, (first, weights)) in out.chunks_exact_mut(rows.length).zip(taps.iter()) {
         sums.fill(1 << (PRECISION_BITS - 1));
@@ -220,7 +244,6 @@ fn vertical_pass(rows: Rows<'_>, first_row: usize, taps: &Taps, sums: &mut [i32]
 }
 
 /// Drops the fractional bits (rounding down; the sum started at one half) and clips to a byte.
-#[inline(always)]
 fn clip(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
@@ -285,7 +308,12 @@ mod tests {
                 Scratch::default().resample(kernel, source, crop, [out_width, out_height], &mut out);
                 out
             };
-            prop_assert_eq!(resampled(Kernel::best()), resampled(Kernel::Scalar));
+            let scalar = resampled(Kernel::Scalar);
+            prop_assert_eq!(&resampled(Kernel::best()), &scalar);
+            #[cfg(target_arch = "x86_64")]
+            if let Some(avx2) = pulp::x86::V3::try_new() {
+                prop_assert_eq!(&resampled(Kernel::Avx2(avx2)), &scalar);
+            }
         }
     }
 }

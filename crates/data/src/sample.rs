@@ -50,7 +50,7 @@ impl Index {
     pub fn read(&self, number: usize) -> Result<Sample, SampleError> {
         let captions = self.read_captions(number)?;
         let image = self.read_image(number)?;
-        Ok(Sample { key: self.entries()[number].key.clone(), image, captions })
+        Ok(Sample { key: self.entry(number).key.into(), image, captions })
     }
 
     /// The image file's bytes of sample `number`.
@@ -69,7 +69,7 @@ impl Index {
 
     /// All bytes of sample `number` in one read, into a `buffer` that is used again: for measuring and copying.
     pub fn read_raw<'a>(&self, number: usize, buffer: &'a mut Vec<u8>) -> Result<RawSample<'a>, SampleError> {
-        let entry = &self.entries()[number];
+        let entry = self.entry(number);
         let spans = [Some(entry.image), entry.text, entry.json];
         let present = || spans.iter().flatten();
         let start = present().map(|span| span.offset).min().unwrap_or(0);
@@ -109,12 +109,12 @@ impl Index {
 
     /// The shard of sample `number`; what the loader takes for the end of a run is one sample's misfortune here.
     fn shard_of(&self, number: usize) -> Result<Arc<File>, SampleError> {
-        self.open_shard(self.entries()[number].shard)
+        self.open_shard(self.entry(number).shard)
             .map_err(|_| self.sample_error(number, SkipReason::Unreadable))
     }
 
     pub(crate) fn read_image_in(&self, file: &File, number: usize) -> Result<Vec<u8>, SampleError> {
-        let image = self.entries()[number].image;
+        let image = self.entry(number).image;
         if image.size > MAX_IMAGE_BYTES {
             return Err(self.sample_error(number, SkipReason::ImageTooLarge));
         }
@@ -122,23 +122,23 @@ impl Index {
     }
 
     pub(crate) fn read_captions_in(&self, file: &File, number: usize) -> Result<Captions, SampleError> {
-        captions(file, &self.entries()[number]).map_err(|reason| self.sample_error(number, reason))
+        captions(file, &self.entry(number)).map_err(|reason| self.sample_error(number, reason))
     }
 
     /// `SHARD: KEY` of sample `number`.
     pub fn full_key(&self, number: usize) -> String {
-        let entry = &self.entries()[number];
+        let entry = self.entry(number);
         format!("{}: {}", self.shard(entry.shard), entry.key)
     }
 
     /// Names sample `number` as skipped for `reason`.
     pub fn sample_error(&self, number: usize, reason: SkipReason) -> SampleError {
-        let entry = &self.entries()[number];
+        let entry = self.entry(number);
         SampleError { shard: Arc::clone(self.shard(entry.shard)), key: entry.key.to_string(), reason }
     }
 }
 
-fn captions(file: &File, entry: &SampleEntry) -> Result<Captions, SkipReason> {
+fn captions(file: &File, entry: &SampleEntry<'_>) -> Result<Captions, SkipReason> {
     let bytes = |span: Span| {
         if span.size > MAX_CAPTION_BYTES {
             return Err(SkipReason::CaptionTooLarge);

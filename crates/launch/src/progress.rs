@@ -39,6 +39,8 @@ pub enum WorkerPhase {
     Data,
     /// Forward and backward.
     Compute,
+    /// Waiting, in the midst of that, for what other ranks send.
+    Exchange,
     /// Averaging gradients with the other ranks and updating the weights.
     Reduce,
     /// Writing a checkpoint.
@@ -52,13 +54,14 @@ pub enum WorkerPhase {
 }
 
 impl WorkerPhase {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Start,
         Self::Meet,
         Self::Load,
         Self::Features,
         Self::Data,
         Self::Compute,
+        Self::Exchange,
         Self::Reduce,
         Self::Save,
         Self::Validate,
@@ -76,6 +79,7 @@ impl WorkerPhase {
             Self::Features => "features",
             Self::Data => "data",
             Self::Compute => "compute",
+            Self::Exchange => "exchange",
             Self::Reduce => "reduce",
             Self::Save => "save",
             Self::Validate => "validate",
@@ -86,7 +90,7 @@ impl WorkerPhase {
 
     /// Nothing but other ranks keeps a worker here.
     pub(crate) fn waits_for_peers(self) -> bool {
-        matches!(self, Self::Meet | Self::Reduce)
+        matches!(self, Self::Meet | Self::Exchange | Self::Reduce)
     }
 
     fn index(self) -> usize {
@@ -95,8 +99,8 @@ impl WorkerPhase {
 }
 
 const PHASES: usize = WorkerPhase::ALL.len();
-/// Sequence number, phase, step, time, checkpoint; three numbers a phase; checksum.
-const HEAD: usize = 5;
+/// Sequence number, phase, step, time, time before, checkpoint; three numbers a phase; checksum.
+const HEAD: usize = 6;
 const WORDS: usize = HEAD + 3 * PHASES + 1;
 const BYTES: usize = 8 * WORDS;
 /// How often a worker that waits for a call looks.
@@ -111,6 +115,8 @@ pub(crate) struct Beat {
     pub step: u64,
     /// Since when it has been in this phase at this step.
     pub since_ns: u64,
+    /// Of the visit to `Compute` that goes on or that an exchange interrupts: how long it took before `since_ns`.
+    before_ns: u64,
     /// Grows with each checkpoint that is on the disk; 0 before the first.
     pub saved: u64,
     visits: [Visits; PHASES],
@@ -127,7 +133,7 @@ pub(crate) struct Visits {
 impl Beat {
     pub(crate) fn first(now_ns: u64) -> Self {
         let (phase, visits) = (WorkerPhase::Start, Default::default());
-        Self { sequence: 0, phase, step: 0, since_ns: now_ns, saved: 0, visits }
+        Self { sequence: 0, phase, step: 0, since_ns: now_ns, before_ns: 0, saved: 0, visits }
     }
 
     pub(crate) fn visits(&self, phase: WorkerPhase) -> Visits {
@@ -136,14 +142,40 @@ impl Beat {
 
     /// Leaves the phase it was in for another, or goes on to the next step of it.
     pub(crate) fn advance(&mut self, phase: WorkerPhase, step: u64, now_ns: u64) {
-        let took = now_ns.saturating_sub(self.since_ns);
+        self.leave(self.before_ns + now_ns.saturating_sub(self.since_ns));
+        (self.step, self.before_ns) = (step, 0);
+        self.enter(phase, now_ns);
+    }
+
+    /// Leaves `Compute` for an exchange, to come back to the same visit: what a step computes is learned as one duration,
+    /// however many exchanges cut it into pieces. In another phase nothing happens.
+    fn interrupt(&mut self, now_ns: u64) -> bool {
+        let computes = self.phase == WorkerPhase::Compute;
+        if computes {
+            self.before_ns += now_ns.saturating_sub(self.since_ns);
+            self.enter(WorkerPhase::Exchange, now_ns);
+        }
+        computes
+    }
+
+    /// Comes back from an exchange.
+    fn resume(&mut self, now_ns: u64) {
+        self.leave(now_ns.saturating_sub(self.since_ns));
+        self.enter(WorkerPhase::Compute, now_ns);
+    }
+
+    fn leave(&mut self, took: u64) {
         let left = &mut self.visits[self.phase.index()];
         *left = Visits { count: left.count + 1, total_ns: left.total_ns + took, last_ns: took };
-        (self.sequence, self.phase, self.step, self.since_ns) = (self.sequence + 1, phase, step, now_ns);
+    }
+
+    fn enter(&mut self, phase: WorkerPhase, now_ns: u64) {
+        (self.sequence, self.phase, self.since_ns) = (self.sequence + 1, phase, now_ns);
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let mut words = vec![self.sequence, self.phase as u64, self.step, self.since_ns, self.saved];
+        let mut words =
+            vec![self.sequence, self.phase as u64, self.step, self.since_ns, self.before_ns, self.saved];
         words.extend(self.visits.iter().flat_map(|v| [v.count, v.total_ns, v.last_ns]));
         words.push(checksum(&words));
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
@@ -162,8 +194,8 @@ impl Beat {
         for (visits, numbers) in visits.iter_mut().zip(words[HEAD..].chunks_exact(3)) {
             *visits = Visits { count: numbers[0], total_ns: numbers[1], last_ns: numbers[2] };
         }
-        let [sequence, _, step, since_ns, saved] = *words.first_chunk::<HEAD>()?;
-        Some(Self { sequence, phase, step, since_ns, saved, visits })
+        let [sequence, _, step, since_ns, before_ns, saved] = *words.first_chunk::<HEAD>()?;
+        Some(Self { sequence, phase, step, since_ns, before_ns, saved, visits })
     }
 }
 
@@ -204,6 +236,18 @@ impl ProgressPage {
     /// Says that `phase`, which has no steps of its own, has got on.
     pub fn tick(&self, phase: WorkerPhase) {
         self.advance(phase, |beat| if beat.phase == phase { beat.step + 1 } else { 0 });
+    }
+
+    /// Runs `exchange`, which waits for other ranks, and says so if this worker computes a step; in other phases it is known
+    /// who waits for whom. Costs two writes.
+    pub fn exchanging<T>(&self, exchange: impl FnOnce() -> T) -> T {
+        let mut interrupted = false;
+        self.change(|beat| interrupted = beat.interrupt(monotonic_ns()));
+        let result = exchange();
+        if interrupted {
+            self.change(|beat| beat.resume(monotonic_ns()));
+        }
+        result
     }
 
     /// Says that the checkpoint of `step` of the run's part number `part` (later parts count higher) is on the disk: the
@@ -290,6 +334,10 @@ impl PageReader {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod exchange_tests;
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use crate::fleet::Processes;
 use crate::progress::{WorkerPhase, monotonic_ns};
 use crate::standing::Standing;
 use crate::straggler::Stragglers;
-use crate::watchdog::{Hang, Patience, Watchdog};
+use crate::watchdog::{Hang, Patience, Vital, Watchdog};
 
 /// One generation's watch over the workers of this node.
 pub(crate) struct Watch {
@@ -78,8 +78,10 @@ impl Watch {
         {
             sights.push(Sight::Hang(hang));
         }
-        if beats.len() == fleet.nproc
-            && let Some(slow) = self.stragglers.observe(beats.into_iter().map(|(_, beat)| beat).collect())
+        let training: Vec<_> = beats.into_iter().map(|(_, beat)| beat).collect();
+        let stopped = |worker| vital(worker) == Vital::Stopped;
+        if training.len() == fleet.nproc
+            && let Some(slow) = self.stragglers.observe(training, &stopped)
         {
             let (rank, share) = (self.first_rank + slow.worker, 100.0 * slow.lost_share);
             sights.push(Sight::Line(format!(

@@ -8,8 +8,13 @@ use crate::progress::{Beat, WorkerPhase};
 use crate::standing::Standing;
 
 /// Phases that come again and again and take alike. A slow disk must not make a checkpoint a hang.
-const LEARNED: [WorkerPhase; 4] =
-    [WorkerPhase::Data, WorkerPhase::Compute, WorkerPhase::Reduce, WorkerPhase::Validate];
+const LEARNED: [WorkerPhase; 5] = [
+    WorkerPhase::Data,
+    WorkerPhase::Compute,
+    WorkerPhase::Exchange,
+    WorkerPhase::Reduce,
+    WorkerPhase::Validate,
+];
 /// Durations of a phase that are remembered.
 const REMEMBERED: usize = 256;
 

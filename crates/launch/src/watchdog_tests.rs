@@ -6,8 +6,12 @@ use super::*;
 use crate::standing::tests::standing;
 
 const MS: u64 = 1_000_000;
-const STEP: [(WorkerPhase, u64); 3] =
-    [(WorkerPhase::Data, 10), (WorkerPhase::Compute, 60), (WorkerPhase::Reduce, 30)];
+const STEP: [(WorkerPhase, u64); 4] = [
+    (WorkerPhase::Data, 10),
+    (WorkerPhase::Compute, 60),
+    (WorkerPhase::Exchange, 5),
+    (WorkerPhase::Reduce, 30),
+];
 
 /// Workers that take their steps together, each with its own milliseconds a phase.
 struct Team {
@@ -72,6 +76,41 @@ fn who_hangs_is_named_although_all_are_overdue() {
             assert!(hang.silent <= Duration::from_secs(10) && !hang.stopped);
         }
     }
+}
+
+#[test]
+fn who_computes_is_blamed_by_those_who_wait_for_its_exchange() {
+    for culprit in 0..3 {
+        let mut team = Team::new(3);
+        team.steps(0..20);
+        team.all(WorkerPhase::Compute, 20);
+        team.now += 5 * MS;
+        for worker in (0..3).filter(|worker| *worker != culprit) {
+            team.enter(worker, WorkerPhase::Exchange, 20);
+        }
+        team.now += 10_000 * MS;
+        let hang = team.hang(&|_| Vital::Waits).unwrap();
+        assert_eq!((hang.worker, hang.phase, hang.step), (culprit, WorkerPhase::Compute, 20));
+    }
+}
+
+#[test]
+fn all_who_wait_in_an_exchange_are_given_time_for_the_one_that_they_wait_for() {
+    let mut team = Team::new(2);
+    team.steps(0..20);
+    team.all(WorkerPhase::Compute, 20);
+    team.all(WorkerPhase::Exchange, 20);
+    let there = Standing::of(&team.beats[0], Duration::from_secs(15));
+    team.now += 15_000 * MS;
+    assert_eq!(team.hang_beside(standing(WorkerPhase::Save, 19, 15)), None, "it writes a checkpoint");
+    assert_eq!(
+        team.hang_beside(standing(WorkerPhase::Compute, 20, 15)),
+        None,
+        "its own watchdog has the word"
+    );
+    assert_eq!(team.hang_beside(there), None, "the network is given twice the time");
+    team.now += 5_000 * MS;
+    assert_eq!(team.hang_beside(there).unwrap().phase, WorkerPhase::Exchange);
 }
 
 #[test]
@@ -187,7 +226,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20))]
     /// Steps whose phases vary up to fivefold raise no alarm: 20 x 500 steps.
     #[test]
-    fn clean_steps_raise_no_alarm(times in prop::collection::vec([1u64..50, 100..500, 1..100], 500)) {
+    fn clean_steps_raise_no_alarm(times in prop::collection::vec([1u64..50, 100..500, 1..20, 1..100], 500)) {
         let mut team = Team::new(2);
         for (step, times) in (0..).zip(times) {
             for ((phase, _), took) in STEP.into_iter().zip(times) {

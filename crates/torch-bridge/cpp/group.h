@@ -18,10 +18,10 @@ struct BridgeGroup {
   std::optional<at::Device> cuda;
 };
 
-// An all-gather under way.
+// An all-gather under way, in one message or in one from each rank.
 struct BridgeGathering {
   BridgeGroup group;
-  c10::intrusive_ptr<c10d::Work> work;
+  std::vector<c10::intrusive_ptr<c10d::Work>> works;
   at::Tensor input;
 };
 

@@ -1,5 +1,5 @@
 //! What libtorch has and tch does not bind: c10d process groups and gradient reduction, the fused AdamW step,
-//! autocast dtypes, recomputation in the backward pass.
+//! autocast dtypes, recomputation in the backward pass, copies beside computation.
 //!
 //! The only crate with `unsafe`. It decides nothing: addresses, timeouts and dtypes come from the caller. A C++ exception
 //! never crosses into Rust; it arrives as [`BridgeError`].
@@ -15,6 +15,7 @@ mod recompute;
 mod reducer;
 mod store;
 mod sys;
+mod upload;
 
 pub use adamw::{AdamWStep, drop_gradients, fused_adamw};
 pub use allocator::keep_freed_memory;
@@ -25,3 +26,4 @@ pub use group::{Communicator, Gathering, Membership};
 pub use recompute::recomputed;
 pub use reducer::{Reducer, Reduction};
 pub use store::Store;
+pub use upload::Upload;

@@ -29,6 +29,13 @@ pub(crate) struct RawGathering {
     _not_send: PhantomData<(*mut u8, PhantomPinned)>,
 }
 
+/// `BridgeUpload` of `cpp/upload.cpp`.
+#[repr(C)]
+pub(crate) struct RawUpload {
+    _opaque: [u8; 0],
+    _not_send: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
 /// `BridgeReducer` of `cpp/reducer.cpp`.
 #[repr(C)]
 pub(crate) struct RawReducer {
@@ -95,6 +102,19 @@ unsafe extern "C" {
         message: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn bridge_autocast_leave(previous: *const AutocastState, message: *mut *mut c_char) -> c_int;
+
+    pub(crate) fn bridge_upload_start(
+        host: *const C_tensor,
+        device_index: c_int,
+        out: *mut *mut RawUpload,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_upload_finish(
+        upload: *const RawUpload,
+        to: *mut C_tensor,
+        message: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn bridge_upload_free(upload: *mut RawUpload);
 
     pub(crate) fn bridge_store_open(
         host: *const c_char,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,7 +10,6 @@ use collectives::ProcessGroup;
 use data::{LmTokenizer, Rng, Stream, Transform, WordPiece};
 use model::{LanguageConfig, LanguageModel, Stage1, Stage2, VisionEncoder, Weights};
 use monitor::Phase;
-use serde::Deserialize;
 use tch::{Tensor, nn, no_grad};
 
 use crate::checkpoints::HandedOver;
@@ -18,12 +17,11 @@ use crate::config::{BertSizes, Config, Sharding};
 use crate::error::TrainError;
 use crate::features::Encoder;
 use crate::plan::Plan;
-use crate::sizes::{self, Vocabulary, read_json};
+use crate::sizes::{self, LanguageFile, Vocabulary};
 use crate::stage::{Stage, random_name};
-use crate::tensors;
+use crate::tensors::{WeightFolder, all_to_torch};
 use crate::texts::LmCaptions;
 
-const WEIGHTS_FILE: &str = "model.safetensors";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const VOCABULARY_FILE: &str = "vocab.txt";
 
@@ -44,13 +42,6 @@ pub(crate) struct Tools {
     sizes: BertSizes,
 }
 
-/// The fields of a language model's `config.json` that a tokenizer needs.
-#[derive(Deserialize)]
-struct LmSpecials {
-    bos_token_id: Option<i64>,
-    eos_token_id: i64,
-}
-
 /// Reads tokenizers, the frozen language model and the weights that the Q-Former starts from.
 ///
 /// # Errors
@@ -59,33 +50,40 @@ struct LmSpecials {
 pub(crate) fn tools(plan: &Plan, group: &dyn ProcessGroup) -> Result<Tools, TrainError> {
     let model = &plan.config.model;
     let language = sizes::language(&plan.config)?;
+    let wordpiece = WordPiece::from_vocab(&model.qformer.init.join(VOCABULARY_FILE))?;
+    let lm_captions = lm_captions(&plan.config, &language)?;
+    // What is wrong with one folder is told before the gigabytes of another are read; the encoder is built later.
+    WeightFolder::open(&model.vision.weights)?;
+    let bert = WeightFolder::open(&model.qformer.init)?;
+    let language_weights = WeightFolder::open(&model.language.weights)?;
+    let language_model = language_model(plan, &language.sizes, &language_weights, group)?;
     Ok(Tools {
-        wordpiece: WordPiece::from_vocab(&model.qformer.init.join(VOCABULARY_FILE))?,
-        lm_captions: lm_captions(&plan.config, &language)?,
-        language_digest: file_digest(&model.language.weights.join(WEIGHTS_FILE))?,
+        wordpiece,
+        lm_captions,
+        language_digest: language_weights.digest()?,
         tokens_digest: file_digest(&model.language.weights.join(TOKENIZER_FILE))?,
         words_digest: file_digest(&model.qformer.init.join(VOCABULARY_FILE))?,
-        language_model: Rc::new(language_model(plan, &language, group)?),
-        bert: tensors::read(&model.qformer.init.join(WEIGHTS_FILE))?,
+        language_model: Rc::new(language_model),
+        bert: bert.read_all()?,
         sizes: sizes::bert(&plan.config)?,
     })
 }
 
-/// Whole, or this rank's part of it. The file is read tensor by tensor: it may be larger than what a rank has room for.
+/// Whole, or this rank's part of it. Weights are read tensor by tensor: they may be more than what a rank has room for.
 fn language_model(
     plan: &Plan,
     config: &LanguageConfig,
+    folder: &WeightFolder,
     group: &dyn ProcessGroup,
 ) -> Result<LanguageModel, TrainError> {
-    let path = plan.config.model.language.weights.join(WEIGHTS_FILE);
-    let mut weights = tensors::in_file(&path)?;
+    let mut weights = folder.weights();
     let language_model = match plan.config.distributed.sharding {
         Sharding::None => LanguageModel::new(config, &mut weights, plan.language_kind, plan.device),
         Sharding::Frozen => {
             LanguageModel::parted(config, &mut weights, plan.language_kind, group.beside("language")?)
         }
     };
-    finish(weights, path)?;
+    finish(weights, &plan.config.model.language.weights)?;
     Ok(language_model.with_gradient_checkpointing(plan.config.model.language.gradient_checkpointing))
 }
 
@@ -97,22 +95,23 @@ fn file_digest(path: &Path) -> Result<String, TrainError> {
         .map_err(|source| TrainError::Read { path: path.to_owned(), source })
 }
 
-fn finish(weights: Weights, path: PathBuf) -> Result<(), TrainError> {
-    weights.finish().map_err(|error| TrainError::Weights { path, detail: error.to_string() })
+fn finish(weights: Weights, folder: &Path) -> Result<(), TrainError> {
+    weights
+        .finish()
+        .map_err(|error| TrainError::Weights { path: folder.to_owned(), detail: error.to_string() })
 }
 
 /// Opening, prompt, caption, end of text, and which part of it an encoder reads.
-fn lm_captions(config: &Config, model: &LanguageConfig) -> Result<LmCaptions, TrainError> {
+fn lm_captions(config: &Config, model: &LanguageFile) -> Result<LmCaptions, TrainError> {
     let language = &config.model.language;
-    let specials: LmSpecials = read_json(&language.weights.join("config.json"))?;
     let path = language.weights.join(TOKENIZER_FILE);
     let tokenizer = LmTokenizer::from_file(&path)?;
     let opening = tokenizer.encode_plain(&language.opening)?;
     let mut prompt = tokenizer.encode_plain(&language.prompt)?;
-    let (mut unscored, mut eos) = (prompt.len(), specials.eos_token_id);
-    if model.is_opt() {
+    let (mut unscored, mut eos) = (prompt.len(), model.eos_token_id);
+    if model.sizes.is_opt() {
         // OPT's tokenizer opens each text by </s>; LAVIS ends captions by a newline, and scores </s> where no prompt is set.
-        prompt.splice(0..0, specials.bos_token_id);
+        prompt.splice(0..0, model.bos_token_id);
         unscored = if language.prompt.is_empty() { 0 } else { prompt.len() };
         if let [newline] = tokenizer.encode_plain("\n")?[..] {
             eos = newline;
@@ -125,7 +124,7 @@ fn lm_captions(config: &Config, model: &LanguageConfig) -> Result<LmCaptions, Tr
         tokenizer,
         eos,
         max_tokens: language.max_new_tokens,
-        split: model.is_encoder_decoder().then(|| language.prefix_split.unwrap_or_default()),
+        split: model.sizes.is_encoder_decoder().then(|| language.prefix_split.unwrap_or_default()),
     })
 }
 
@@ -135,15 +134,15 @@ fn lm_captions(config: &Config, model: &LanguageConfig) -> Result<LmCaptions, Tr
 /// [`TrainError::Read`], [`TrainError::Weights`] or [`TrainError::Data`].
 pub(crate) fn encoder(plan: &Plan) -> Result<Encoder, TrainError> {
     let vision = &plan.config.model.vision;
-    let path = vision.weights.join(WEIGHTS_FILE);
-    let weights_digest = file_digest(&path)?;
+    let folder = WeightFolder::open(&vision.weights)?;
+    let mut weights = folder.weights();
     let kind = plan.vision_kind;
+    let encoder = VisionEncoder::new(&vision.architecture, &mut weights, kind, plan.device);
+    finish(weights, &vision.weights)?;
+    let weights_digest = folder.digest()?;
     // Ranks of one run must name one file: the kind of device counts, not its number.
     let made_by =
         format!("{weights_digest} {:?} cuda {} {kind:?}", vision.architecture, plan.device.is_cuda());
-    let mut weights = Weights::new(tensors::read(&path)?);
-    let encoder = VisionEncoder::new(&vision.architecture, &mut weights, kind, plan.device);
-    finish(weights, path)?;
     Ok(Encoder {
         vision: encoder,
         digest: blake3::hash(made_by.as_bytes()).to_hex().to_string(),
@@ -182,13 +181,13 @@ pub(crate) fn stage(
     };
     let (Stage::One(_, store) | Stage::Two(_, store)) = &made;
     let mut pretrained = model::init_from_bert(store, &tools.bert).map_err(|error| TrainError::Weights {
-        path: plan.config.model.qformer.init.join(WEIGHTS_FILE),
+        path: plan.config.model.qformer.init.clone(),
         detail: error.to_string(),
     })?;
     // Copies of text's feed-forward: they are to learn pictures, which BERT knew nothing of.
     pretrained.retain(|name| !name.contains("_query."));
     if let Some(start) = start {
-        let weights = tensors::all_to_torch(&start.weights);
+        let weights = all_to_torch(&start.weights);
         let mut taken = made.trainable();
         taken.retain(|name, _| weights.contains_key(name) || !may_start_fresh(name));
         copy_weights(&taken, &weights, &start.path)?;

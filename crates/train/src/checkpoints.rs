@@ -6,7 +6,7 @@ use checkpoint::{CheckpointError, Loaded, Saved, Snapshot, Store, TensorMap, Wri
 
 use crate::config::HandOver;
 use crate::error::TrainError;
-use crate::frozen::{Frozen, Origin};
+use crate::frozen::{Frozen, Origin, differ};
 use crate::optim::AdamW;
 use crate::plan::StagePlan;
 use crate::stage::Stage;
@@ -190,7 +190,7 @@ pub fn named(folder: &Path, vision: &str) -> Result<HandedOver, TrainError> {
     let imported = folder.join("bridge").join("model.safetensors");
     let weights = if folder.join(checkpoint::MANIFEST).is_file() {
         let (_, snapshot) = checkpoint::load(folder)?;
-        if snapshot.frozen.get(Frozen::Vision.name()).is_some_and(|then| then != vision) {
+        if snapshot.frozen.get(Frozen::Vision.name()).is_some_and(|then| differ(then, vision)) {
             return Err(refuse(
                 "was trained beside another image encoder; name that one as model.vision.weights",
             ));

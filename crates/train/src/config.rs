@@ -197,7 +197,7 @@ pub struct ModelConfig {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionConfig {
-    /// Folder with `model.safetensors`.
+    /// Folder with `model.safetensors`, whole or in shards.
     pub weights: PathBuf,
     /// Which architecture, with its sizes.
     pub architecture: model::VisionConfig,

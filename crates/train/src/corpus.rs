@@ -29,7 +29,7 @@ impl Example {
     fn new(index: &Index, sample: usize, captions: Captions) -> Self {
         Self {
             sample,
-            key: index.entries()[sample].key.to_string(),
+            key: index.entry(sample).key.to_string(),
             caption: data::blip_caption(&captions.captions[0], data::MAX_WORDS),
             captions,
         }

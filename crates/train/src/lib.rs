@@ -36,6 +36,7 @@ mod stream;
 mod tensors;
 mod texts;
 mod trainer;
+mod upload;
 pub mod verify;
 
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ use crate::stage::random_name;
 use crate::state::TrainState;
 use crate::stream::Streamed;
 use crate::texts::{StageText, StageTokenizer, TextDraws};
+use crate::upload::Upload;
 
 /// One forward's input on the device.
 pub struct MicroBatch {
@@ -205,7 +206,7 @@ impl Cached<'_> {
             let text = self.texts.draw(captions, seed, id, sample.epoch);
             texts.push(data::blip_caption(&text, data::MAX_WORDS));
         }
-        let features = self.corpus.features(&rows)?.to_device(self.draws.device);
+        let features = Upload::start(&self.corpus.features(&rows)?, self.draws.device).finish();
         let concepts = self.by_caption.then(|| self.concepts(&rows));
         self.draws.micro_batch(at, position, Image::Features(features), &texts, concepts)
     }

@@ -1,9 +1,10 @@
 //! What lives as long as the process: the plan, the other ranks, the dashboards, the wish to stop.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use collectives::{CommError, ProcessGroup, SoloGroup};
+use collectives::{CommError, ProcessGroup, SoloGroup, WatchedGroup};
 use data::Counters;
 use launch::{ProgressPage, RunLock, Source, StopFlag, WorkerPhase, World};
 use monitor::{Metrics, Phase, Start};
@@ -21,14 +22,14 @@ use crate::sizes;
 pub struct Session {
     /// Every derived number.
     pub plan: Plan,
-    /// The other ranks.
+    /// The other ranks; who waits for them says so on the page below.
     pub group: Box<dyn ProcessGroup>,
     /// Dashboards; silent on ranks other than 0.
     pub metrics: Metrics,
     /// Set by SIGTERM, SIGINT, SIGUSR1.
     pub stop: StopFlag,
     /// What this rank is doing, for the launcher to see.
-    pub progress: ProgressPage,
+    pub progress: Arc<ProgressPage>,
     /// What the run cost so far.
     pub ledger: Ledger,
     /// The resolved config as text.
@@ -58,7 +59,7 @@ impl Session {
         let world = World::from_env()?;
         launch::die_with_parent(&world)?;
         let stop = StopFlag::install()?;
-        let progress = ProgressPage::from_env();
+        let progress = Arc::new(ProgressPage::from_env());
         let config = Config::read(path, overrides)?;
         let config_text = config.to_toml()?;
         let plan = Plan::new(config, world, path)?;
@@ -112,7 +113,8 @@ impl Session {
             self.lock = Some(RunLock::of_worker(&run_dir)?);
         }
         self.progress.write(WorkerPhase::Meet, 0);
-        self.group = collectives::connect(&self.plan.world, self.plan.device)?;
+        let group = collectives::connect(&self.plan.world, self.plan.device)?;
+        self.group = Box::new(WatchedGroup::new(group, Arc::clone(&self.progress)));
         agree_on_config(self.group.as_ref(), &self.config_text, &self.path)?;
         self.furthest = Furthest::of(self.group.as_ref(), self.held.as_ref())?;
         if self.plan.regroups() {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use data::WordPiece;
 use model::{ItgWeighting, LanguageConfig, QformerConfig, Stage1Config, TextBranchConfig};
 use monitor::Phase;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{BertSizes, Config, Sharding};
@@ -77,17 +78,33 @@ fn fitting(sizes: BertSizes, config: &Config, path: PathBuf) -> Result<BertSizes
     Err(TrainError::Weights { path, detail })
 }
 
+/// What a language model's `config.json` tells: its sizes, and the tokens that frame a text.
+#[derive(Debug)]
+pub(crate) struct LanguageFile {
+    pub sizes: LanguageConfig,
+    pub bos_token_id: Option<i64>,
+    pub eos_token_id: i64,
+}
+
+#[derive(Deserialize)]
+struct Specials {
+    bos_token_id: Option<i64>,
+    eos_token_id: i64,
+}
+
 /// The language model's `config.json`, which must be as wide as `model.language.hidden_size` says where that is given, and
 /// have an encoder where `model.language.prefix_split` gives it something to read.
 ///
 /// # Errors
 /// [`TrainError::Read`], or [`TrainError::Weights`] for a model that we do not have or that is not so.
-pub(crate) fn language(config: &Config) -> Result<LanguageConfig, TrainError> {
+pub(crate) fn language(config: &Config) -> Result<LanguageFile, TrainError> {
     let language = &config.model.language;
     let path = language.weights.join("config.json");
     let text = fs::read_to_string(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
     let refuse = |detail: String| TrainError::Weights { path: path.clone(), detail };
     let found = LanguageConfig::from_hf_json(&text).map_err(|error| refuse(error.to_string()))?;
+    let Specials { bos_token_id, eos_token_id } =
+        serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
     if language.prefix_split.is_some() && !found.is_encoder_decoder() {
         return Err(refuse(
             "is a decoder-only model, which says captions whole; leave out model.language.prefix_split, or name a T5"
@@ -99,7 +116,7 @@ pub(crate) fn language(config: &Config) -> Result<LanguageConfig, TrainError> {
             "is {} wide, but model.language.hidden_size says {given}",
             found.hidden_size()
         ))),
-        _ => Ok(found),
+        _ => Ok(LanguageFile { sizes: found, bos_token_id, eos_token_id }),
     }
 }
 
@@ -110,7 +127,7 @@ pub(crate) fn language(config: &Config) -> Result<LanguageConfig, TrainError> {
 fn language_width(config: &Config) -> Result<i64, TrainError> {
     match config.model.language.hidden_size {
         Some(given) if !config.model.language.weights.join("config.json").exists() => Ok(given),
-        _ => Ok(language(config)?.hidden_size()),
+        _ => Ok(language(config)?.sizes.hidden_size()),
     }
 }
 
@@ -122,7 +139,7 @@ pub(crate) fn describe_language(plan: &Plan) -> Result<Option<String>, TrainErro
     if !plan.config.model.language.weights.join("config.json").exists() {
         return Ok(None);
     }
-    let bytes = language(&plan.config)?.frozen_bytes(plan.language_kind);
+    let bytes = language(&plan.config)?.sizes.frozen_bytes(plan.language_kind);
     let megabytes = |bytes: i64| format!("{:.1} MB", 1e-6 * bytes as f64);
     let ranks = plan.world.world_size as i64;
     Ok(Some(match plan.config.distributed.sharding {

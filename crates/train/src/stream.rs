@@ -14,6 +14,7 @@ use crate::features::Encoder;
 use crate::pairs::{Draws, Image, MicroBatch};
 use crate::plan::StagePlan;
 use crate::state::TrainState;
+use crate::upload::{Ahead, Upload};
 
 /// The training sets and the encoder that sees them.
 pub struct StreamedSet {
@@ -30,8 +31,17 @@ pub struct Streamed<'a> {
     index: Arc<Index>,
     encoder: &'a Encoder,
     draws: Draws<'a>,
+    ahead: Ahead<Arriving, TrainError>,
     /// What this rank left out in the last step.
     pub left_out: Counters,
+}
+
+/// A batch whose pictures are on their way to the device.
+struct Arriving {
+    texts: Vec<String>,
+    counters: Counters,
+    /// `[B, 3, S, S]`.
+    pixels: Upload,
 }
 
 impl StreamedSet {
@@ -84,7 +94,15 @@ impl StreamedSet {
         };
         let (loader, index) = (Loader::start(spec)?, Arc::clone(&self.index));
         let left_out = Counters::default();
-        Ok(Streamed { loader, order, index, encoder: &self.encoder, draws, left_out })
+        Ok(Streamed {
+            loader,
+            order,
+            index,
+            encoder: &self.encoder,
+            draws,
+            ahead: Ahead::default(),
+            left_out,
+        })
     }
 
     fn order(&self, config: &DataConfig, seed: u64, plan: &StagePlan) -> Result<Order, TrainError> {
@@ -120,20 +138,30 @@ impl Streamed<'_> {
         self.left_out = Counters::default();
         while micro_batches.len() < plan.grad_accum_steps {
             // A rank's share of a contrast batch, which may go through the model in parts.
-            let batch = self.loader.next_batch_while(alive)?;
+            let batch = self.arrived(more(plan, state, micro_batches.len()), alive)?;
             self.left_out.merge(&batch.counters);
-            let pixels = pixels(&batch);
+            let pixels = batch.pixels.finish();
             let count = batch.texts.len() / plan.contrast_parts;
             for (part, texts) in batch.texts.chunks(count).enumerate() {
                 let micro_step = micro_batches.len();
                 let (position, count) = self.draws.own(plan, state, micro_step);
                 let pixels = pixels.narrow(0, (part * count) as i64, count as i64);
-                let image = Image::Pixels(pixels.to_device(self.draws.device));
+                let image = Image::Pixels(pixels);
                 let at = (plan, state.step, micro_step);
                 micro_batches.push(self.draws.micro_batch(at, position, image, texts, None)?);
             }
         }
         Ok(micro_batches)
+    }
+
+    /// The next batch; where there is `more` and the device copies on its own, the one behind it is sent on its way too.
+    fn arrived(&mut self, more: bool, alive: &dyn Fn()) -> Result<Arriving, TrainError> {
+        let (device, loader) = (self.draws.device, &mut self.loader);
+        self.ahead.next(more && device.is_cuda(), || {
+            let batch = loader.next_batch_while(alive)?;
+            let pixels = Upload::start(&pixels(&batch), device);
+            Ok(Arriving { texts: batch.texts, counters: batch.counters, pixels })
+        })
     }
 
     /// Raw features `[B, P, V]` of `pixels` `[B, 3, S, S]`.
@@ -151,6 +179,14 @@ impl Streamed<'_> {
     pub fn drawn(&self, position: u64) -> Vec<Drawn> {
         self.order.drawn(position)
     }
+}
+
+/// Whether the phase asks for a batch behind the one of `micro_step`. Not by position: after a return to a checkpoint the
+/// phase goes on with the samples that follow.
+fn more(plan: &StagePlan, state: &TrainState, micro_step: usize) -> bool {
+    let batches = (plan.global_batch / plan.contrast_batch) as u64;
+    let left = (plan.steps - state.step) * batches;
+    (micro_step / plan.contrast_parts) as u64 + 1 < left
 }
 
 /// `[B, 3, S, S]` on the CPU.

@@ -1,9 +1,11 @@
 //! Between host tensors (checkpoints, weight files) and libtorch's.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use checkpoint::{CheckpointError, Dtype, HostTensor, TensorFile, TensorInfo, TensorMap};
+use checkpoint::{CheckpointError, Dtype, HashedSource, HostTensor, TensorMap, WeightSource};
 use model::Weights;
 use tch::{Kind, Tensor};
 
@@ -29,36 +31,67 @@ pub fn to_host(tensor: &Tensor) -> HostTensor {
     }
 }
 
-/// Every tensor of a safetensors file.
-///
-/// # Errors
-/// [`TrainError::Read`] or [`TrainError::Weights`] naming the file.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {
-    let map = checkpoint::read_safetensors(path).map_err(|error| not_read(error, path))?;
-    Ok(all_to_torch(&map))
+/// The weights of a folder in Hugging Face's layout, whole or in shards: table of contents first, then tensor by tensor.
+pub struct WeightFolder {
+    path: PathBuf,
+    shapes: Vec<(String, Vec<i64>)>,
+    source: Rc<RefCell<HashedSource>>,
 }
 
-fn not_read(error: CheckpointError, path: &Path) -> TrainError {
-    match error {
-        CheckpointError::Io { path, source, .. } => TrainError::Read { path, source },
-        other => TrainError::Weights { path: path.to_owned(), detail: other.to_string() },
+impl WeightFolder {
+    /// Opens what is there and checks that it fits together; no tensor is read.
+    ///
+    /// # Errors
+    /// [`TrainError::Read`] or [`TrainError::Weights`] naming the file.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        let source = WeightSource::open(path).map_err(|error| not_read(error, path))?;
+        let sizes = |shape: &[usize]| shape.iter().map(|&n| n as i64).collect();
+        let shapes = source.infos().map(|(name, _, shape)| (name.to_owned(), sizes(shape))).collect();
+        let source = Rc::new(RefCell::new(HashedSource::new(source)));
+        Ok(Self { path: path.to_owned(), shapes, source })
+    }
+
+    /// Weights that are read as a model takes them.
+    #[must_use]
+    pub fn weights(&self) -> Weights {
+        let source = Rc::clone(&self.source);
+        Weights::in_file(self.shapes.clone(), move |name| match source.borrow_mut().read(name) {
+            Ok(Some(host)) => Ok(to_torch(&host)),
+            Ok(None) => Err("the header does not have it".into()),
+            Err(error) => Err(launch::with_causes(&error)),
+        })
+    }
+
+    /// All of them at once.
+    ///
+    /// # Errors
+    /// As [`WeightFolder::open`].
+    pub fn read_all(&self) -> Result<BTreeMap<String, Tensor>, TrainError> {
+        let mut source = self.source.borrow_mut();
+        let mut tensors = BTreeMap::new();
+        for (name, _) in &self.shapes {
+            if let Some(host) = source.read(name).map_err(|error| not_read(error, &self.path))? {
+                tensors.insert(name.clone(), to_torch(&host));
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// Identifies the weights, see [`HashedSource::digest`]; what a model took is not read again.
+    ///
+    /// # Errors
+    /// As [`WeightFolder::open`].
+    pub fn digest(&self) -> Result<String, TrainError> {
+        self.source.borrow_mut().digest().map_err(|error| not_read(error, &self.path))
     }
 }
 
-/// The tensors of a safetensors file, each of which is read when a model takes it.
-///
-/// # Errors
-/// As [`read`], where the header cannot be read.
-pub fn in_file(path: &Path) -> Result<Weights, TrainError> {
-    let mut file = TensorFile::open(path).map_err(|error| not_read(error, path))?;
-    let shape = |info: &TensorInfo| info.shape.iter().map(|&n| n as i64).collect();
-    let shapes: Vec<(String, Vec<i64>)> =
-        file.header().tensors.iter().map(|(name, info)| (name.clone(), shape(info))).collect();
-    Ok(Weights::in_file(shapes, move |name| match file.read(name) {
-        Ok(Some(host)) => Ok(to_torch(&host)),
-        Ok(None) => Err("the header does not have it".into()),
-        Err(error) => Err(error.to_string()),
-    }))
+fn not_read(error: CheckpointError, folder: &Path) -> TrainError {
+    match error {
+        CheckpointError::Io { path, source, .. } => TrainError::Read { path, source },
+        CheckpointError::Malformed { path, reason } => TrainError::Weights { path, detail: reason },
+        other => TrainError::Weights { path: folder.to_owned(), detail: other.to_string() },
+    }
 }
 
 /// Every tensor of the map.

@@ -38,6 +38,11 @@ fn long_p2_ranks_that_die_together_are_overcome_exactly() {
 }
 
 #[test]
+fn p10_a_rank_that_dies_before_its_update_is_overcome_exactly() {
+    overcome(&mut Chaos::new(10), &[(Scenario::P10, 2)]);
+}
+
+#[test]
 fn long_p10_a_rank_that_dies_before_its_update_is_overcome_exactly() {
     overcome(&mut Chaos::new(11), &[(Scenario::P10, 20)]);
 }
@@ -51,17 +56,27 @@ fn overcome(chaos: &mut Chaos, scenarios: &[(Scenario, usize)]) {
     }
 }
 
-/// Stopped for half of the time, each tenth of a second, until somebody says that a rank is slow. In stage 2: in stage 1
-/// ranks wait for each other inside `compute` as well, which is not counted as waiting.
 #[test]
-#[ignore = "never seen to pass: fails in stage 1, where ranks wait inside compute; not yet run in stage 2"]
-fn t7_a_rank_that_gets_half_of_the_time_is_named_and_no_other() {
-    let world = TinyWorld::new();
+#[ignore = "to be run ten times in a row first: seen to pass once, before a stopped rank was looked for where all wait"]
+fn t7_a_rank_that_gets_half_of_the_time_is_named_in_stage_1() {
+    named_alone(Phase::Stage1, &["stage1.steps=100000", "stage1.checkpoint_every_steps=100000"]);
+}
+
+#[test]
+#[ignore = "never seen to pass: failed before a stopped rank was looked for where all wait, not run since"]
+fn t7_a_rank_that_gets_half_of_the_time_is_named_in_stage_2() {
     let sets = ["stage1.steps=2", "stage2.steps=100000", "stage2.checkpoint_every_steps=100000"];
+    named_alone(Phase::Stage2, &sets);
+}
+
+/// Stops a rank for half of the time, each tenth of a second, until somebody says that a rank is slow.
+fn named_alone(phase: Phase, sets: &[&str]) {
+    let world = TinyWorld::new();
+    let sets = [&["stage1.validate_every_steps=0"], sets].concat();
     for slow in [2, 0] {
         let run = format!("slow-{slow}");
         let mut running = Launch { ranks: 3, sets: &sets, ..world.run(&run) }.start();
-        running.wait_for_step(Phase::Stage2, 5);
+        running.wait_for_step(phase, 5);
         let (worker, stderr) = (running.worker(slow), world.path(&format!("{run}.stderr")));
         running.wait_for("a line that names the straggler", || {
             for signal in [Signal::SIGSTOP, Signal::SIGCONT] {

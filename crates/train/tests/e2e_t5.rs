@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 
-use common::{Course, Launch, TRAIN_PICTURES, TinyWorld, blip2, course, pictures, write_shard};
+use common::{Course, Launch, TRAIN_PICTURES, TinyWorld, blip2, course, pictures, write_flan, write_shard};
 use monitor::{EvalFile, Phase};
 
 /// Stage 1 is as in any other run, and short here.
@@ -65,6 +65,27 @@ fn a_t5_learns_in_stage_2_and_writes_captions() {
     let captions = generated(&world, "run");
     // Its weights are random and frozen: it learns words, and not to speak.
     assert!(captions.iter().any(|caption| !caption.is_empty()), "{captions:?}");
+}
+
+#[test]
+fn a_flan_t5_as_the_hub_has_it_learns_and_writes_captions() {
+    let world = world();
+    write_flan(&world.path("weights/flan"));
+    let mut sets =
+        with(&["stage2.steps=60", "stage2.optim.peak_lr=5e-3", "stage2.checkpoint_every_steps=60"]);
+    sets[0] = "model.language.weights=weights/flan";
+    Launch { sets: &sets, ..world.run("run") }.done();
+    let losses = loss(&course(&world.path("run")));
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let (first, last) = (mean(&losses[..5]), mean(&losses[55..]));
+    assert!(last < first - 0.5, "{first} to {last}: {losses:?}");
+    let eval = EvalFile::read(&world.path("run/eval.json")).unwrap();
+    assert!(eval.captions.values().all(|scores| scores.count == 8 && scores.cider.is_finite()));
+    let captions = generated(&world, "run");
+    assert!(captions.iter().any(|caption| !caption.is_empty()), "{captions:?}");
+    let framed =
+        |caption: &String| ["</s>", "<pad>", "<extra_id", "▁"].iter().any(|mark| caption.contains(mark));
+    assert!(!captions.iter().any(framed), "{captions:?}");
 }
 
 #[test]

@@ -152,7 +152,7 @@ impl Survey {
     }
 
     fn add(&mut self, index: &Index, number: usize, facts: Facts, earlier: &mut Earlier) {
-        let entry = &index.entries()[number];
+        let entry = index.entry(number);
         self.statistics.add(facts.size, facts.bytes, entry.image_kind, &facts.captions);
         let same_bytes = *earlier.bytes.entry(facts.digest).or_insert(number);
         let same_look = *earlier.looks.entry(facts.look).or_insert(number);
@@ -166,7 +166,7 @@ impl Survey {
             None
         };
         if let Some(before) = before.filter(|_| self.duplicates.pairs.len() < NAMED) {
-            self.duplicates.pairs.push((entry.key.to_string(), index.entries()[before].key.to_string()));
+            self.duplicates.pairs.push((entry.key.to_string(), index.entry(before).key.to_string()));
         }
         if let Some(thumbnail) = facts.thumbnail {
             let (key, size, captions) = (entry.key.to_string(), facts.size, facts.captions);

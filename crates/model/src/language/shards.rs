@@ -50,13 +50,12 @@ impl<L: FrozenLayer> Shards<L> {
         // In one piece, and nothing small beside: between the layers that come and go while a model loads, what stays would
         // leave holes as large as the model.
         let parts = Tensor::zeros([count, part], (Kind::Uint8, device));
+        let rooms = [(); 2].map(|()| Tensor::zeros([part * peers.world_size], (Kind::Uint8, device)));
         for (index, layer) in std::iter::once(first).chain(layers).enumerate() {
-            let whole = Tensor::zeros([part * peers.world_size], (Kind::Uint8, device));
-            form.pack(&layer, &whole);
-            parts.get(index as i64).copy_(&whole.narrow(0, peers.rank * part, part));
+            form.pack(&layer, &rooms[0]);
+            parts.get(index as i64).copy_(&rooms[0].narrow(0, peers.rank * part, part));
         }
-        let room = || Tensor::zeros([part * peers.world_size], (Kind::Uint8, device));
-        Some(Self { form, parts, rooms: [room(), room()], peers, ahead: None })
+        Some(Self { form, parts, rooms, peers, ahead: None })
     }
 
     /// Layer `index`, whole, until the next but one is asked for. Starts to gather the `next` one: before anything is asked of the device for this one, because a

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use data::source::SourceConfig;
 use model::VisionConfig;
 
-use super::{Config, ContrastiveAccumulation, EvaluationConfig, OptimConfig, Recovery, Sharding};
+use super::{Config, ContrastiveAccumulation, EvaluationConfig, HandOver, OptimConfig, Recovery, Sharding};
 
 /// A rule and what to say where it does not hold.
 type Rule = (bool, String);
@@ -130,6 +130,14 @@ impl Config {
             (
                 self.stage2.validate_every_steps == 0,
                 "stage2.validate_every_steps must be 0: stage 2 hands over its last step, nothing is chosen",
+            ),
+            (
+                self.stage2.hand_over == HandOver::default(),
+                "stage2.hand_over must be left out: stage 2 hands over its last step",
+            ),
+            (
+                self.stage2.optim.word_embedding_lr_ratio.total_cmp(&1.0).is_eq(),
+                "stage2.optim.word_embedding_lr_ratio must be left out: no words are trained in stage 2",
             ),
         ])
     }
@@ -266,6 +274,11 @@ mod tests {
             ("stage1.optim.ema_decay=7.0", "stage1.optim.ema_decay"),
             ("stage2.optim.max_grad_norm=0.0", "stage2.optim.max_grad_norm"),
             ("stage2.optim.weight_decay=-0.1", "stage2.optim.weight_decay"),
+            ("stage2.hand_over=last", "stage2.hand_over must be left out"),
+            (
+                "stage2.optim.word_embedding_lr_ratio=0.5",
+                "stage2.optim.word_embedding_lr_ratio must be left out",
+            ),
         ] {
             assert!(said(&[set]).contains(key), "{set}: {}", said(&[set]));
         }

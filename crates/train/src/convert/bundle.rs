@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use checkpoint::{MANIFEST, WeightSource};
+use checkpoint::{HashedSource, MANIFEST, WeightSource};
 use model::VisionConfig;
 use model::vision::VitConfig;
 use serde::Deserialize;
@@ -18,6 +18,7 @@ use super::{Export, language, say_left_out, unusable};
 use crate::checkpoints::AVERAGE;
 use crate::config;
 use crate::error::TrainError;
+use crate::frozen::differ;
 use crate::names::LanguageFamily;
 use crate::sizes::read_json;
 
@@ -322,19 +323,17 @@ fn open_frozen(
         );
         return Err(unusable(folder, detail));
     }
-    let source = WeightSource::open(folder)?;
-    let file = folder.join("model.safetensors");
-    if let (Some(then), true) = (frozen.get(model), file.is_file()) {
-        say(&format!("comparing {} with what was trained beside", file.display()));
-        let mut hasher = blake3::Hasher::new();
-        let read = fs::File::open(&file).and_then(|opened| hasher.update_reader(opened).map(drop));
-        read.map_err(|source| TrainError::Read { path: file.clone(), source })?;
-        if hasher.finalize().to_hex().as_str() != then.as_str() {
-            let detail = format!("is not the {model} model that these weights were trained beside");
-            return Err(unusable(&file, detail));
+    if let Some(then) = frozen.get(model) {
+        say(&format!("comparing {} with what was trained beside", folder.display()));
+        let now = HashedSource::new(WeightSource::open(folder)?).digest()?;
+        if differ(then, &now) {
+            return Err(unusable(
+                folder,
+                format!("is not the {model} model that these weights were trained beside"),
+            ));
         }
     }
-    Ok(source)
+    Ok(WeightSource::open(folder)?)
 }
 
 fn check_widths(

@@ -95,7 +95,7 @@ impl Split {
         let index = &self.corpus.index;
         let sample = self.corpus.examples[self.members[i]].sample;
         index.read_image(sample).map_err(|error| TrainError::Read {
-            path: index.shard(index.entries()[sample].shard).to_string().into(),
+            path: index.shard(index.entry(sample).shard).to_string().into(),
             source: std::io::Error::other(error.to_string()),
         })
     }

@@ -22,6 +22,8 @@ const SETS: [&str; 6] = [
     "stage2.checkpoint_every_steps=5",
     "distributed.recovery=\"restart\"",
 ];
+/// As short as sleeps are: a tiny update takes some of them.
+const MOMENT: Duration = Duration::from_micros(50);
 /// Faults strike so many steps before a stage's end, so that there is a next step to wait for.
 const MARGIN: u64 = 10;
 
@@ -130,7 +132,7 @@ impl Chaos {
                 self.until_it_goes_on(running, &ranks, Signal::SIGKILL)
             }
             Scenario::P4 => self.until_it_goes_on(running, &[rank], Signal::SIGSTOP),
-            Scenario::P10 => match self.stop_between_updates(&mut running, rank) {
+            Scenario::P10 => match Self::stop_between_updates(&running, rank) {
                 true => self.until_it_goes_on(running, &[rank], Signal::SIGKILL),
                 false => {
                     running.signal(Signal::SIGKILL);
@@ -151,33 +153,28 @@ impl Chaos {
         Launch { ranks: RANKS, max_restarts: 3, sets: &self.sets, ..self.world.run("disturbed") }
     }
 
-    /// Stops `rank` after it has averaged its gradients with the others and before it has said that its update is done,
-    /// while another rank has gone on with its own. Tried step by step: where it was stopped too early the others wait.
-    fn stop_between_updates(&mut self, running: &mut Running, rank: usize) -> bool {
+    /// Stops `rank` after it has sent the last message of a step and before it has said that its update is done, while another
+    /// rank has gone on with its own. From where it averages gradients it moves in slow motion: it runs for a moment and is
+    /// stopped while the others come as far as they can. Where it went past the place another step is tried.
+    fn stop_between_updates(running: &Running, rank: usize) -> bool {
         let workers: Vec<Pid> = (0..RANKS).map(|rank| running.worker(rank)).collect();
         let pages: Vec<Page> = workers.iter().map(|worker| Page::of(*worker)).collect();
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) && is_running(workers[rank]) {
-            let before = pages[rank].read();
-            if !before.is_in(WorkerPhase::Reduce) {
+            if !pages[rank].read().is_in(WorkerPhase::Reduce) {
+                thread::sleep(MOMENT);
                 continue;
             }
-            // The update comes last.
-            let last = before.last_reduce.min(Duration::from_millis(50)).as_micros() as u64;
-            let until = Instant::now() + Duration::from_micros(last / 4 + self.draw(last.max(1)));
-            while Instant::now() < until {}
             kill(workers[rank], Signal::SIGSTOP).unwrap();
             // So that the others come as far as they can.
-            thread::sleep(Duration::from_millis(30));
+            thread::sleep(Duration::from_millis(10));
             let stopped = pages[rank].read();
-            let is_ahead =
-                |page: &Page| (page.read().step, page.read().phase) > (stopped.step, stopped.phase);
+            let is_ahead = |page: &Page| page.read().is_ahead_of(&stopped);
             if stopped.is_in(WorkerPhase::Reduce) && pages.iter().any(is_ahead) {
                 return true;
             }
             kill(workers[rank], Signal::SIGCONT).unwrap();
-            let moved = Instant::now() + Duration::from_millis(500);
-            while pages[rank].read() == stopped && Instant::now() < moved {}
+            thread::sleep(MOMENT);
         }
         false
     }

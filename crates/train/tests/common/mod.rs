@@ -21,6 +21,7 @@ pub use course::{Course, course, first_gradients, records};
 pub use page::{Page, Place};
 pub use pictures::{Picture, SHAPES, pictures, write_shard};
 pub use process::{Ended, Launch, Running, blip2};
+pub use weights::write_flan;
 
 use std::fs;
 use std::path::PathBuf;

@@ -2,14 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use launch::WorkerPhase;
 use nix::unistd::Pid;
 
-/// Words of `launch::progress`: sequence number, phase, step, time, checkpoint; three numbers a phase.
-const HEAD: usize = 5;
-const WORDS: usize = HEAD + 3 * 11;
+/// Of its words the first: sequence number, phase, step.
+const WORDS: usize = 3;
 
 /// The page of one worker.
 pub struct Page {
@@ -17,12 +15,10 @@ pub struct Page {
 }
 
 /// What it says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub step: u64,
     pub phase: u64,
-    /// How long the last averaging of gradients with its update took.
-    pub last_reduce: Duration,
 }
 
 impl Page {
@@ -36,8 +32,9 @@ impl Page {
 
     /// The rank to which the launcher called a spare.
     pub fn called(&self) -> Option<usize> {
-        let (mut bytes, behind_the_checksum) = ([0; 8], 8 * (WORDS as u64 + 1));
-        self.file.read_exact_at(&mut bytes, behind_the_checksum).unwrap();
+        // The last of the page: call and answer, each twice.
+        let (mut bytes, length) = ([0; 8], self.file.metadata().unwrap().len());
+        self.file.read_exact_at(&mut bytes, length - 32).unwrap();
         let number = u64::from_le_bytes(bytes);
         (number > 0).then_some((number >> 16) as usize % (1 << 16))
     }
@@ -46,13 +43,17 @@ impl Page {
         let mut bytes = [0; 8 * WORDS];
         self.file.read_exact_at(&mut bytes, 0).unwrap();
         let word = |place: usize| u64::from_le_bytes(bytes[8 * place..][..8].try_into().unwrap());
-        let last_reduce = Duration::from_nanos(word(HEAD + 3 * WorkerPhase::Reduce as usize + 2));
-        Place { step: word(2), phase: word(1), last_reduce }
+        Place { step: word(2), phase: word(1) }
     }
 }
 
 impl Place {
     pub fn is_in(&self, phase: WorkerPhase) -> bool {
         self.phase == phase as u64
+    }
+
+    /// Phases are numbered in the order of a step.
+    pub fn is_ahead_of(&self, other: &Self) -> bool {
+        (self.step, self.phase) > (other.step, other.phase)
     }
 }

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::{Page, TinyWorld, records};
 
-/// Nothing that a tiny run does takes so long.
+/// Nothing that a tiny run is waited for takes so long, whatever came before.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The user's command. It is another package's, so Cargo does not build it for these tests.
@@ -91,10 +91,11 @@ impl Running {
 
     /// Waits until `look` says yes.
     pub fn wait_for(&mut self, what: &str, look: impl Fn() -> bool) {
+        let asked = Instant::now();
         while !look() {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "the run ended ({ended:?}) before {what}: {}", self.said());
-            assert!(self.started.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}: {}", self.said());
+            assert!(asked.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}: {}", self.said());
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -110,11 +111,12 @@ impl Running {
     }
 
     pub fn end(mut self) -> Ended {
+        let asked = Instant::now();
         let code = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status.code();
             }
-            assert!(self.started.elapsed() < PATIENCE, "no end in {PATIENCE:?}: {}", self.said());
+            assert!(asked.elapsed() < PATIENCE, "no end in {PATIENCE:?}: {}", self.said());
             thread::sleep(Duration::from_millis(2));
         };
         Ended { code, stderr: self.said(), seconds: self.started.elapsed().as_secs_f64() }
