@@ -219,6 +219,14 @@ impl Processes {
         self.workers.iter().any(|worker| worker.running && is_dying(worker.group))
     }
 
+    /// How long a worker's main thread has been ready to run while other programs had the processors, since it started.
+    pub(crate) fn queued(&self, rank: usize) -> Duration {
+        let path = format!("/proc/{}/schedstat", self.workers[rank].group);
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        // Time on a processor, time in the queue, times that it ran.
+        Duration::from_nanos(text.split(' ').nth(1).and_then(|ns| ns.parse().ok()).unwrap_or(0))
+    }
+
     /// The log of a worker.
     pub(crate) fn log(&self, rank: usize) -> &WorkerLog {
         &self.workers[rank].log

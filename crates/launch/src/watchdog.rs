@@ -50,6 +50,8 @@ pub(crate) enum Vital {
     Stopped,
     /// Its main thread computes.
     Computes,
+    /// Its main thread would compute, but most of the time other programs had the processors.
+    Starved,
     /// Its main thread waits for something.
     Waits,
 }
@@ -126,7 +128,8 @@ impl Watchdog {
     ///
     /// One that somebody stopped is blamed wherever it stands. When another hangs, its peers soon wait for it and are
     /// silent too: so blame goes to the one that has come least far and does not merely wait for peers, of equals to
-    /// the one that computes; and only if it is overdue itself, for a peer may wait for one that writes a checkpoint. While
+    /// the one that computes; and only if it is overdue itself, for a peer may wait for one that writes a checkpoint, and has had
+    /// a processor. While
     /// a rank of another node, of which `others` tells, has come less far, the watchdog there has the word.
     pub(crate) fn hang(
         &self,
@@ -147,7 +150,7 @@ impl Watchdog {
             return Some(hang(stopped, true));
         }
         let distance = |&(worker, beat): &(usize, &Beat)| {
-            let computes = vital(worker) == Vital::Computes;
+            let computes = matches!(vital(worker), Vital::Computes | Vital::Starved);
             (beat.phase.waits_for_peers(), beat.step, beat.phase, !computes, beat.since_ns)
         };
         let last = running().min_by_key(distance)?;
@@ -163,7 +166,7 @@ impl Watchdog {
                     && others.is_none_or(|others| others.silent() > unknown)
             }
         };
-        overdue.then(|| hang(last, false))
+        (overdue && vital(last.0) != Vital::Starved).then(|| hang(last, false))
     }
 
     /// How far this node has come; `None` where no worker runs.

@@ -114,6 +114,19 @@ fn all_who_wait_in_an_exchange_are_given_time_for_the_one_that_they_wait_for() {
 }
 
 #[test]
+fn who_gets_no_processor_is_not_blamed() {
+    let mut team = Team::new(2);
+    team.steps(0..20);
+    team.all(WorkerPhase::Compute, 20);
+    team.enter(1, WorkerPhase::Reduce, 20);
+    team.now += 30_000 * MS;
+    let starved = |worker| if worker == 0 { Vital::Starved } else { Vital::Waits };
+    assert_eq!(team.hang(&starved), None);
+    let spins = |worker| if worker == 0 { Vital::Computes } else { Vital::Waits };
+    assert_eq!(team.hang(&spins).unwrap().worker, 0);
+}
+
+#[test]
 fn a_stopped_worker_is_blamed_wherever_it_stands() {
     let mut team = Team::new(2);
     team.steps(0..5);
