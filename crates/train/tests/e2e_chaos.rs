@@ -17,11 +17,6 @@ fn random_faults_are_overcome_exactly() {
 }
 
 #[test]
-fn p2_ranks_that_die_together_are_overcome_exactly() {
-    overcome(&mut Chaos::new(2), &[(Scenario::P2, 3)]);
-}
-
-#[test]
 fn ranks_that_outlive_each_other_overcome_random_deaths_exactly() {
     overcome(&mut Chaos::regrouping(4), &[(Scenario::P1, 4), (Scenario::P2, 2), (Scenario::P4, 1)]);
 }
