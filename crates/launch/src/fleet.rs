@@ -204,12 +204,9 @@ impl Processes {
 
     /// What the system says of a worker's main thread.
     pub(crate) fn vital(&self, rank: usize) -> Vital {
-        let path = format!("/proc/{}/stat", self.workers[rank].group);
-        let stat = std::fs::read_to_string(path).unwrap_or_default();
-        // pid (name) state ..
-        match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
-            Some('T' | 't') => Vital::Stopped,
-            Some('R') => Vital::Computes,
+        match state_and_flags(self.workers[rank].group).0 {
+            'T' | 't' => Vital::Stopped,
+            'R' => Vital::Computes,
             _ => Vital::Waits,
         }
     }
@@ -231,9 +228,7 @@ impl Processes {
     pub(crate) fn log(&self, rank: usize) -> &WorkerLog {
         &self.workers[rank].log
     }
-}
 
-impl Processes {
     fn end_spare(&mut self) {
         if let Some(mut spare) = self.spare.take() {
             let _ = killpg(spare.group, Signal::SIGKILL);
@@ -261,23 +256,27 @@ impl Drop for Processes {
     }
 }
 
+/// What the kernel says of a process's main thread: its state, a blank for one that is gone, and its flags.
+fn state_and_flags(pid: Pid) -> (char, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // pid (name) state ppid pgrp session tty tpgid flags ..
+    let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    let state = fields.next().and_then(|state| state.chars().next()).unwrap_or(' ');
+    (state, fields.nth(5).and_then(|flags| flags.parse().ok()).unwrap_or(0))
+}
+
 fn is_dying(pid: Pid) -> bool {
     /// SIGKILL in a set of pending signals.
     const KILLED: u64 = 1 << 8;
     /// The kernel's `PF_EXITING`.
     const EXITING: u64 = 4;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // pid (name) state ppid pgrp session tty tpgid flags ..
-    let fields: Vec<&str> = stat.rsplit_once(") ").map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());
-    let flags: u64 = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
+    let (state, flags) = state_and_flags(pid);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let pending = status.lines().filter_map(|line| {
         let set = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
         u64::from_str_radix(set.trim(), 16).ok()
     });
-    matches!(fields.first(), Some(&("Z" | "X")))
-        || flags & EXITING != 0
-        || pending.into_iter().any(|set| set & KILLED != 0)
+    matches!(state, 'Z' | 'X') || flags & EXITING != 0 || pending.into_iter().any(|set| set & KILLED != 0)
 }
 
 fn start_worker(

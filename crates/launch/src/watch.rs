@@ -9,9 +9,6 @@ use crate::standing::Standing;
 use crate::straggler::Stragglers;
 use crate::watchdog::{Hang, Patience, Vital, Watchdog};
 
-/// A worker that has said nothing for so long and gets no processor is worth a line; most hangs are found by then.
-const STARVED_AFTER: Duration = Duration::from_millis(9500);
-
 /// One generation's watch over the workers of this node.
 pub(crate) struct Watch {
     watchdog: Watchdog,
@@ -23,6 +20,8 @@ pub(crate) struct Watch {
     started: Vec<usize>,
     /// One of them has.
     pub goes_on: bool,
+    /// A worker that has said nothing for so long and gets no processor is worth a line.
+    floor: Duration,
     /// The last word of each worker.
     words: Vec<Word>,
     /// It was said that a worker gets no processor.
@@ -72,6 +71,7 @@ impl Watch {
             failed_ns,
             started,
             goes_on: false,
+            floor: patience.floor,
             words: vec![Word::default(); workers],
             told_starved: false,
             others: None,
@@ -140,7 +140,7 @@ impl Watch {
         }
         let silent = |worker: usize| self.words[worker].silent(now_ns);
         let worker = (0..self.words.len())
-            .find(|&worker| silent(worker) > STARVED_AFTER && vital(worker) == Vital::Starved)?;
+            .find(|&worker| silent(worker) > self.floor && vital(worker) == Vital::Starved)?;
         self.told_starved = true;
         let (rank, silent) = (self.first_rank + worker, silent(worker).as_secs_f64());
         Some(format!(
