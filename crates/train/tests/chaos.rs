@@ -1,7 +1,8 @@
 //! `scripts/chaos`: faults at random moments of a tiny run, counted and timed.
 //!
-//! A program of its own (`harness = false`), because it takes arguments; `e2e_chaos` runs a few of each in CI.
+//! A program of its own (`harness = false`), because it takes arguments; `e2e::chaos` runs a few of each in CI.
 
+#[path = "e2e/common/mod.rs"]
 mod common;
 
 use std::process::ExitCode;

@@ -1,0 +1,112 @@
+//! D7 and D9 of the matrix: any sizes, and many bad samples.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::common::{Shard, global_batches, jpeg, spec, write};
+use data::{DataError, Index, Loader, LoaderSpec, SkipReason, Transform, TransformConfig};
+
+fn counted(pairs: &[(SkipReason, u64)]) -> BTreeMap<SkipReason, u64> {
+    pairs.iter().copied().collect()
+}
+
+#[test]
+fn d7_any_number_of_ranks_batches_and_samples_makes_the_same_steps() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rng = data::Rng::new(7, data::Stream::Subset, &[]);
+    for trial in 0..100 {
+        let samples = 1 + rng.below(20) as usize;
+        let shards = 1 + rng.below(3) as usize;
+        let world_size = 1 + rng.below(6) as usize;
+        let global_batch = world_size + rng.below(30) as usize;
+        let folder = dir.path().join(trial.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let pattern = crate::common::write_shards(&folder, shards, samples);
+        let index = Arc::new(Index::open(&[pattern]).unwrap());
+        let spec = LoaderSpec { global_batch, workers: 1, ..spec(index) };
+        let (joined, _) = global_batches(&spec, world_size, 0, 4);
+        assert!(joined.iter().all(|batch| batch.len() == global_batch), "{trial}");
+        let drawn: Vec<usize> = joined.iter().flatten().map(|row| row.0).collect();
+        let order: Vec<usize> = spec.order.slice(0, 4 * global_batch).iter().map(|at| at.index).collect();
+        assert_eq!(drawn, order, "{trial}");
+    }
+    let index = Arc::new(Index::open(&[dir.path().join("0").display().to_string()]).unwrap());
+    let error = Loader::start(LoaderSpec { global_batch: 2, world_size: 3, ..spec(index) }).unwrap_err();
+    assert!(error.to_string().contains("global_batch"), "{error}");
+}
+
+/// `total` samples, of which every `step`-th holds no picture.
+fn with_bad_samples(dir: &std::path::Path, name: &str, total: usize, step: usize) -> String {
+    let picture = jpeg(160, 120);
+    let mut shard = Shard::new();
+    for number in 0..total {
+        let bytes = if number % step == 0 { &b"not a picture"[..] } else { &picture };
+        shard
+            .member(&format!("{name}{number:05}.jpg"), bytes)
+            .member(&format!("{name}{number:05}.txt"), b"text");
+    }
+    write(dir, &format!("{name}.tar"), &shard.bytes())
+}
+
+#[test]
+fn d9_too_many_bad_samples_end_the_run_and_name_the_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = with_bad_samples(dir.path(), "good", 200, 1000);
+    let bad = with_bad_samples(dir.path(), "bad", 100, 1);
+    let transform =
+        Arc::new(Transform::new(TransformConfig { image_size: 32, ..TransformConfig::default() }).unwrap());
+    let index = Arc::new(Index::open(&[good, bad]).unwrap());
+    let spec =
+        LoaderSpec { global_batch: 30, transform: Some(transform), max_skipped_ratio: 0.05, ..spec(index) };
+    let mut loader = Loader::start(spec.clone()).unwrap();
+    let error = (0..20).find_map(|_| loader.next_batch().err()).unwrap();
+    assert!(matches!(error, DataError::TooManySkipped { limit: 0.05, .. }), "{error}");
+    assert!(error.to_string().contains("bad.tar: image_format_unknown"), "{error}");
+    // Borne, every batch keeps its size and the counts are exact: 101 bad samples an epoch.
+    let spec = LoaderSpec { max_skipped_ratio: 0.5, ..spec };
+    for world_size in [1, 3] {
+        let (joined, skipped) = global_batches(&spec, world_size, 0, 10);
+        assert!(joined.iter().all(|batch| batch.len() == 30));
+        assert_eq!(skipped, counted(&[(SkipReason::ImageFormatUnknown, 101)]));
+        assert_eq!(joined.iter().flatten().filter(|row| row.0 != row.1).count(), 101);
+    }
+}
+
+#[test]
+fn d9_no_good_sample_at_all_is_the_same_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = with_bad_samples(dir.path(), "bad", 40, 1);
+    let transform = Arc::new(Transform::new(TransformConfig::default()).unwrap());
+    let index = Arc::new(Index::open(&[bad]).unwrap());
+    let mut loader = Loader::start(LoaderSpec { transform: Some(transform), ..spec(index) }).unwrap();
+    let error = loader.next_batch().unwrap_err();
+    assert!(matches!(error, DataError::TooManySkipped { .. }), "{error}");
+}
+
+#[test]
+fn long_d9_one_percent_of_bad_samples_costs_at_most_two_percent() {
+    let dir = tempfile::tempdir().unwrap();
+    let transform = Arc::new(Transform::new(TransformConfig::default()).unwrap());
+    let loader = |pattern: String| {
+        let index = Arc::new(Index::open(&[pattern]).unwrap());
+        let transform = Some(Arc::clone(&transform));
+        LoaderSpec { global_batch: 100, transform, workers: 1, ..spec(index) }
+    };
+    let clean = loader(with_bad_samples(dir.path(), "clean", 1000, 10_000));
+    let dirty = loader(with_bad_samples(dir.path(), "dirty", 1000, 100));
+    // CPU time of the whole process, so that a busy machine does not count; the best of several rounds.
+    let cpu = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let round = |spec: &LoaderSpec| {
+        let started = cpu();
+        global_batches(spec, 1, 0, 30);
+        cpu() - started
+    };
+    let best = |spec: &LoaderSpec| (0..5).map(|_| round(spec)).min().unwrap() as f64;
+    let (clean, dirty) = (best(&clean), best(&dirty));
+    println!("1 % bad samples: {:.1} % of the clean CPU time", 100.0 * dirty / clean);
+    assert!(dirty <= 1.02 * clean + 1.0, "{dirty} {clean}");
+}
