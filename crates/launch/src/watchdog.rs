@@ -128,9 +128,9 @@ impl Watchdog {
     ///
     /// One that somebody stopped is blamed wherever it stands. When another hangs, its peers soon wait for it and are
     /// silent too: so blame goes to the one that has come least far and does not merely wait for peers, of equals to
-    /// the one that computes; and only if it is overdue itself, for a peer may wait for one that writes a checkpoint, and has had
-    /// a processor. While
-    /// a rank of another node, of which `others` tells, has come less far, the watchdog there has the word.
+    /// the one that computes; and only if it is overdue itself, for a peer may wait for one that writes a checkpoint, and has
+    /// had a processor. While a rank of another node, of which `others` tells, has come less far, the watchdog there has the
+    /// word.
     pub(crate) fn hang(
         &self,
         now_ns: u64,

@@ -3,7 +3,6 @@
 
 mod common;
 mod folders;
-mod fuzz;
 mod gguf;
 mod onnx;
 mod pth;

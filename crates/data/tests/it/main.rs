@@ -4,7 +4,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod elastic;
-mod faults_samples;
 mod faults_shards;
 mod faults_stream;
 mod preprocess_parity;

@@ -3,18 +3,23 @@
 //! Coverage-guided fuzzers need a nightly compiler, and this workspace is built by a stable one. So the targets mutate
 //! whole files by structure: bytes flip, counts become huge, spans are repeated, cut out, swapped, spliced in from
 //! another file. `scripts/test --long` gives each reader a minute, the short test half a second. Address space is
-//! limited meanwhile: a reader that allocates by what a file claims ends the test. A failure prints its seed.
+//! limited meanwhile, of the whole program, which therefore has no other tests: a reader that allocates by what a file
+//! claims ends the test. A failure prints its seed.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+#[path = "it/common/mod.rs"]
+mod common;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::common::files;
 use checkpoint::foreign::gguf::GgufFile;
 use checkpoint::foreign::onnx::OnnxFile;
 use checkpoint::foreign::pth::PthFile;
 use checkpoint::{TensorFile, WeightSource};
+use common::files;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// All that a reader of files of some kilobytes may ever ask for, with the test program itself.

@@ -1,11 +1,14 @@
 //! D4, D5, D6 and D12 of the matrix: what can be wrong with captions and pictures.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::common::{Shard, global_batches, jpeg, png, reasons, spec, write};
+use common::{Shard, global_batches, jpeg, png, reasons, spec, write};
 use data::{
     DecodeOptions, Index, Loader, LoaderSpec, SkipReason, Transform, TransformConfig, decode,
     write_index_files,
@@ -254,7 +257,7 @@ fn long_d12_a_million_damaged_inputs_each() {
     shard.samples("seed", 2).member(&"long/".repeat(60), b"x");
     let archive = shard.bytes();
     let dir = tempfile::tempdir().unwrap();
-    let pattern = [crate::common::write_shards(dir.path(), 1, 2)];
+    let pattern = [common::write_shards(dir.path(), 1, 2)];
     write_index_files(&pattern, true).unwrap();
     let index_text = std::fs::read(dir.path().join("00000.tar.index")).unwrap();
     let pictures = [jpeg(16, 16), png(1), encoded(turbojpeg::PixelFormat::GRAY, true)];
