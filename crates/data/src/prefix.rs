@@ -1,8 +1,8 @@
 //! A caption in two parts for an encoder-decoder: the first is read, the second is to be said (paper section 3.3).
 
 use crate::error::DataError;
+use crate::lm_tokenizer::LmTokenizer;
 use crate::rng::Rng;
-use crate::tokenizer::LmTokenizer;
 
 /// Between what a caption is split. The paper does not say; the maintainer (LAVIS issue 139) says that the place is drawn
 /// uniformly between the first position and the middle.
@@ -86,7 +86,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");
         std::fs::write(&path, LETTERS).unwrap();
-        LmTokenizer::from_file(&path).unwrap()
+        LmTokenizer::from_folder(dir.path()).unwrap()
     }
 
     fn rng(position: u64) -> Rng {

@@ -1,4 +1,4 @@
-//! Texts become token ids: BERT's WordPiece for the Q-Former, a `tokenizer.json` for language models.
+//! Texts become token ids: BERT's WordPiece for the Q-Former. Language models have [`crate::lm_tokenizer`].
 
 use std::path::Path;
 
@@ -155,9 +155,10 @@ impl WordPiece {
     }
 }
 
-/// transformers' `clean_up_tokenization`.
+/// `clean_up_tokenization` of transformers 4.26, which LAVIS decodes with. (The decoder in the `tokenizers` crate also makes " do not"
+/// " don't".)
 fn close_spaces(text: &str) -> String {
-    const CLOSED: [(&str, &str); 11] = [
+    const CLOSED: [(&str, &str); 10] = [
         (" .", "."),
         (" ?", "?"),
         (" !", "!"),
@@ -165,7 +166,6 @@ fn close_spaces(text: &str) -> String {
         (" ' ", "'"),
         (" n't", "n't"),
         (" 'm", "'m"),
-        (" do not", " don't"),
         (" 's", "'s"),
         (" 've", "'ve"),
         (" 're", "'re"),
@@ -173,40 +173,8 @@ fn close_spaces(text: &str) -> String {
     CLOSED.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// A language model's tokenizer, from its `tokenizer.json`.
-#[derive(Debug, Clone)]
-pub struct LmTokenizer {
-    inner: Inner,
-    path: String,
-}
-
-impl LmTokenizer {
-    /// Reads a `tokenizer.json`. Its own post-processor is not used: the caller frames texts.
-    pub fn from_file(path: &Path) -> Result<Self, DataError> {
-        let name = path.display().to_string();
-        match Inner::from_file(path) {
-            Ok(inner) => Ok(Self { inner, path: name }),
-            Err(error) => Err(DataError::Tokenizer { path: name, problem: error.to_string() }),
-        }
-    }
-
-    /// Ids of the bare text: neither framed nor cut.
-    pub fn encode_plain(&self, text: &str) -> Result<Vec<i64>, DataError> {
-        encode(&self.inner, &self.path, text)
-    }
-
-    /// Text of `ids` without special tokens.
-    pub fn decode(&self, ids: &[i64]) -> Result<String, DataError> {
-        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-        let failed = |error: tokenizers::Error| DataError::Tokenizer {
-            path: self.path.clone(),
-            problem: format!("decoding failed: {error}"),
-        };
-        self.inner.decode(&ids, true).map_err(failed)
-    }
-}
-
-fn encode(inner: &Inner, path: &str, text: &str) -> Result<Vec<i64>, DataError> {
+/// Ids of the bare text: not framed, not cut.
+pub(crate) fn encode(inner: &Inner, path: &str, text: &str) -> Result<Vec<i64>, DataError> {
     let failed = |error: tokenizers::Error| DataError::Tokenizer {
         path: path.to_owned(),
         problem: format!("encoding failed: {error}"),
@@ -221,4 +189,14 @@ fn check_max_len(max_len: usize) -> Result<(), DataError> {
         return Err(DataError::Config { key: "data.max_text_tokens".into(), problem });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::close_spaces;
+
+    #[test]
+    fn spaces_are_closed_as_the_peer_closes_them_and_no_word_is_changed() {
+        assert_eq!(close_spaces("i do not , he is n't . it 's"), "i do not, he isn't. it's");
+    }
 }

@@ -140,19 +140,14 @@ impl Stage2 {
         })
     }
 
-    /// Greedy captions of images (`[B, P, V]`, raw): new token ids up to the first of `end`, which is not included.
+    /// The best caption of each image (`[B, P, V]`, raw) behind one prompt: its new token ids without the end. `options` as for
+    /// [`Stage2::generate`].
     #[must_use]
-    pub fn caption(
-        &self,
-        features: &Tensor,
-        prompt: &[i64],
-        max_new_tokens: usize,
-        end: &[i64],
-    ) -> Vec<Vec<i64>> {
+    pub fn caption(&self, features: &Tensor, prompt: &[i64], options: &GenerateOptions) -> Vec<Vec<i64>> {
         let prompt = Prompt { ids: prompt.to_vec(), said: Vec::new() };
         let prompts = vec![prompt; features.size()[0] as usize];
-        let texts = self.generate(features, &prompts, &GenerateOptions::greedy(max_new_tokens, end));
-        texts.into_iter().flatten().map(|text| text.ids).collect()
+        let texts = self.generate(features, &prompts, options).into_iter();
+        texts.map(|texts| texts.into_iter().next().map(|best| best.ids).unwrap_or_default()).collect()
     }
 
     /// Of a language model that ranks hold together: [`LanguageModel::accompany`].

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,9 +20,8 @@ use crate::plan::Plan;
 use crate::sizes::{self, LanguageFile, Vocabulary};
 use crate::stage::{Stage, random_name};
 use crate::tensors::{WeightFolder, all_to_torch};
-use crate::texts::LmCaptions;
+use crate::texts::{self, LmCaptions, LmPrompt};
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
 const VOCABULARY_FILE: &str = "vocab.txt";
 
 /// What both stages are built from.
@@ -61,8 +60,8 @@ pub(crate) fn tools(plan: &Plan, group: &dyn ProcessGroup) -> Result<Tools, Trai
         wordpiece,
         lm_captions,
         language_digest: language_weights.digest()?,
-        tokens_digest: file_digest(&model.language.weights.join(TOKENIZER_FILE))?,
-        words_digest: file_digest(&model.qformer.init.join(VOCABULARY_FILE))?,
+        tokens_digest: files_digest(&LmTokenizer::files(&model.language.weights))?,
+        words_digest: files_digest(&[model.qformer.init.join(VOCABULARY_FILE)])?,
         language_model: Rc::new(language_model),
         bert: bert.read_all()?,
         sizes: sizes::bert(&plan.config)?,
@@ -87,12 +86,15 @@ fn language_model(
     Ok(language_model.with_gradient_checkpointing(plan.config.model.language.gradient_checkpointing))
 }
 
-/// BLAKE3 of a file, in hexadecimal.
-fn file_digest(path: &Path) -> Result<String, TrainError> {
+/// BLAKE3 of what files hold, one behind the other, in hexadecimal.
+fn files_digest(paths: &[PathBuf]) -> Result<String, TrainError> {
     let mut hasher = blake3::Hasher::new();
-    fs::File::open(path)
-        .and_then(|file| hasher.update_reader(file).map(|hasher| hasher.finalize().to_hex().to_string()))
-        .map_err(|source| TrainError::Read { path: path.to_owned(), source })
+    for path in paths {
+        fs::File::open(path)
+            .and_then(|file| hasher.update_reader(file).map(|_| ()))
+            .map_err(|source| TrainError::Read { path: path.clone(), source })?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn finish(weights: Weights, folder: &Path) -> Result<(), TrainError> {
@@ -104,26 +106,18 @@ fn finish(weights: Weights, folder: &Path) -> Result<(), TrainError> {
 /// Opening, prompt, caption, end of text, and which part of it an encoder reads.
 fn lm_captions(config: &Config, model: &LanguageFile) -> Result<LmCaptions, TrainError> {
     let language = &config.model.language;
-    let path = language.weights.join(TOKENIZER_FILE);
-    let tokenizer = LmTokenizer::from_file(&path)?;
+    let tokenizer = LmTokenizer::from_folder(&language.weights)?;
     let opening = tokenizer.encode_plain(&language.opening)?;
-    let mut prompt = tokenizer.encode_plain(&language.prompt)?;
-    let (mut unscored, mut eos) = (prompt.len(), model.eos_token_id);
-    if model.sizes.is_opt() {
-        // OPT's tokenizer opens each text by </s>; LAVIS ends captions by a newline, and scores </s> where no prompt is set.
-        prompt.splice(0..0, model.bos_token_id);
-        unscored = if language.prompt.is_empty() { 0 } else { prompt.len() };
-        if let [newline] = tokenizer.encode_plain("\n")?[..] {
-            eos = newline;
-        }
-    }
+    // OPT's tokenizer opens each text by </s>, and LAVIS ends captions by a newline.
+    let start = model.bos_token_id.filter(|_| model.sizes.is_opt());
+    let newline = if model.sizes.is_opt() { texts::newline(&tokenizer)? } else { None };
     Ok(LmCaptions {
         opening,
-        prompt,
-        unscored,
+        prompt: LmPrompt::new(&language.prompt, &tokenizer, start)?,
         tokenizer,
-        eos,
-        max_tokens: language.max_new_tokens,
+        eos: newline.unwrap_or(model.eos_token_id),
+        max_tokens: config.data.max_text_tokens,
+        max_new_tokens: language.max_new_tokens,
         split: model.sizes.is_encoder_decoder().then(|| language.prefix_split.unwrap_or_default()),
     })
 }
@@ -261,10 +255,12 @@ mod tests {
     #[test]
     fn opt_reads_captions_as_lavis_frames_them() {
         let bare = framing("opt", "");
-        assert_eq!((bare.prompt.as_slice(), bare.unscored, bare.eos), (&[2][..], 0, 4));
+        let of =
+            |captions: &LmCaptions| (captions.prompt.ids.clone(), captions.prompt.unscored, captions.eos);
+        assert_eq!(of(&bare), (vec![2], 0, 4));
         let asked = framing("opt", "ab");
-        assert_eq!((asked.prompt.as_slice(), asked.unscored, asked.eos), (&[2, 1, 3][..], 3, 4));
+        assert_eq!(of(&asked), (vec![2, 1, 3], 3, 4));
         let llama = framing("llama", "ab");
-        assert_eq!((llama.prompt.as_slice(), llama.unscored, llama.eos), (&[1, 3][..], 2, 2));
+        assert_eq!(of(&llama), (vec![1, 3], 2, 2));
     }
 }

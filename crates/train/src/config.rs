@@ -4,12 +4,14 @@
 //! Unknown keys are refused with their line and a "did you mean".
 
 mod file;
+mod generation;
 mod rules;
 mod stage;
 
 use std::path::PathBuf;
 
 use collectives::GradientDtype;
+pub use generation::GenerationConfig;
 use serde::{Deserialize, Serialize};
 pub use stage::{ContrastiveAccumulation, HandOver, OptimConfig, StageConfig};
 
@@ -308,6 +310,9 @@ pub struct EvaluationConfig {
     pub rerank_itc_weight: f64,
     /// Captions are generated for at most this many pictures of a split, chosen by the seed.
     pub max_captions: usize,
+    /// How they are searched for.
+    #[serde(default)]
+    pub generation: GenerationConfig,
     /// Train a second stage 2 from a fresh Q-Former for comparison (paper fig. 5).
     pub without_stage1: bool,
     /// Pictures shown in the report.

@@ -89,7 +89,15 @@ pub(crate) struct LanguageFile {
 #[derive(Deserialize)]
 struct Specials {
     bos_token_id: Option<i64>,
-    eos_token_id: i64,
+    eos_token_id: Ends,
+}
+
+/// One end of text, or several, of which the first ends captions.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ends {
+    One(i64),
+    Several(Vec<i64>),
 }
 
 /// The language model's `config.json`, which must be as wide as `model.language.hidden_size` says where that is given, and
@@ -105,6 +113,12 @@ pub(crate) fn language(config: &Config) -> Result<LanguageFile, TrainError> {
     let found = LanguageConfig::from_hf_json(&text).map_err(|error| refuse(error.to_string()))?;
     let Specials { bos_token_id, eos_token_id } =
         serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+    let eos_token_id = match eos_token_id {
+        Ends::One(id) => id,
+        Ends::Several(ids) => {
+            *ids.first().ok_or_else(|| refuse("eos_token_id is an empty list".to_owned()))?
+        }
+    };
     if language.prefix_split.is_some() && !found.is_encoder_decoder() {
         return Err(refuse(
             "is a decoder-only model, which says captions whole; leave out model.language.prefix_split, or name a T5"

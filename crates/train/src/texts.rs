@@ -38,16 +38,44 @@ pub struct LmCaptions {
     pub tokenizer: LmTokenizer,
     /// Ids of what is read before the image; may be empty.
     pub opening: Vec<i64>,
-    /// Ids of the prompt, between image and caption; may be empty.
-    pub prompt: Vec<i64>,
-    /// So many of them carry no loss.
-    pub unscored: usize,
+    /// Between image and caption; may be empty.
+    pub prompt: LmPrompt,
     /// Ends every caption.
     pub eos: i64,
-    /// Longest caption, or part of one, in tokens, the end included.
+    /// Longest caption that is learnt, or part of one, in tokens; the end is counted, and so is a start token.
     pub max_tokens: usize,
+    /// Longest caption that is generated, in tokens, the end included.
+    pub max_new_tokens: usize,
     /// Where an encoder-decoder's captions are split; none for a decoder-only model, which says them whole.
     pub split: Option<PrefixSplit>,
+}
+
+/// What stands between image and caption.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LmPrompt {
+    /// As it stands before a caption: the two are tokenised together, for a word behind a space is another token.
+    pub lead: String,
+    /// Ids alone, behind `start`: what a caption is asked for with.
+    pub ids: Vec<i64>,
+    /// Begins every text, where the model's tokenizer has such a token (OPT's `</s>`).
+    pub start: Option<i64>,
+    /// So many tokens carry no loss.
+    pub unscored: usize,
+}
+
+impl LmPrompt {
+    /// A prompt that ends in a word is parted from the caption by a space; spaces at its end are not asked with.
+    ///
+    /// # Errors
+    /// [`TrainError::Data`] for a text that the tokenizer refuses.
+    pub fn new(prompt: &str, tokenizer: &LmTokenizer, start: Option<i64>) -> Result<Self, TrainError> {
+        let asked = prompt.trim_end_matches(' ');
+        let is_parted = asked.is_empty() || asked.ends_with(char::is_whitespace);
+        let ids: Vec<i64> = start.into_iter().chain(tokenizer.encode_plain(asked)?).collect();
+        // LAVIS scores OPT's </s> where no prompt is set.
+        let unscored = if asked.is_empty() { 0 } else { ids.len() };
+        Ok(Self { lead: format!("{asked}{}", if is_parted { "" } else { " " }), ids, start, unscored })
+    }
 }
 
 impl StageTokenizer<'_> {
@@ -87,14 +115,17 @@ impl LmCaptions {
     /// Prompt, caption and end of text. Behind a caption that was cut there is no end: the model is not to learn that
     /// captions end in the middle.
     fn whole(&self, texts: &[String]) -> Result<LmText, TrainError> {
+        let LmPrompt { lead, ids: asked, start, unscored } = &self.prompt;
+        let longest = asked.len() - start.iter().len() + self.max_tokens;
         let row = |text: &String| -> Result<Vec<i64>, TrainError> {
-            let mut ids = self.tokenizer.encode_plain(text)?;
+            let mut ids: Vec<i64> = start.iter().copied().collect();
+            ids.extend(self.tokenizer.encode_plain(&format!("{lead}{text}"))?);
             ids.push(self.eos);
-            ids.truncate(self.max_tokens);
-            Ok(self.prompt.iter().copied().chain(ids).collect())
+            ids.truncate(longest);
+            Ok(ids)
         };
         let rows = texts.iter().map(row).collect::<Result<Vec<_>, _>>()?;
-        Ok(LmText::padded(&rows, self.unscored, self.eos))
+        Ok(LmText::padded(&rows, *unscored, self.eos))
     }
 
     /// Prompt and first part for the encoder, second part for the decoder; both have their end, cut or not (LAVIS's
@@ -109,7 +140,7 @@ impl LmCaptions {
         for (text, position) in texts.iter().zip(draws.position..) {
             let mut rng = Rng::new(draws.seed, Stream::PrefixSplit, &[position]);
             let TwoParts { prefix, suffix } = split.split(text, &self.tokenizer, &mut rng)?;
-            read.push([self.prompt.as_slice(), &self.ended(prefix)].concat());
+            read.push([self.prompt.ids.as_slice(), &self.ended(prefix)].concat());
             said.push(self.ended(suffix));
         }
         Ok(LmText::padded(&said, 0, self.eos).behind(TextInput::padded(&read, self.eos)))
@@ -125,7 +156,7 @@ impl LmCaptions {
     /// Ids that stand behind a picture whose caption is asked for: the prompt, which an encoder reads with its end.
     #[must_use]
     pub fn question(&self) -> Vec<i64> {
-        self.prompt.iter().copied().chain(self.split.map(|_| self.eos)).collect()
+        self.prompt.ids.iter().copied().chain(self.split.map(|_| self.eos)).collect()
     }
 
     /// The caption that generated ids stand for.
@@ -134,6 +165,17 @@ impl LmCaptions {
     /// [`TrainError::Data`] for ids that the tokenizer refuses.
     pub fn decode(&self, ids: &[i64]) -> Result<String, TrainError> {
         Ok(self.tokenizer.decode(ids)?.trim().to_owned())
+    }
+}
+
+/// The one token of a line's end, which ends an OPT's captions instead of its end of text, as in LAVIS.
+///
+/// # Errors
+/// [`TrainError::Data`] for a tokenizer that refuses it.
+pub(crate) fn newline(tokenizer: &LmTokenizer) -> Result<Option<i64>, TrainError> {
+    match tokenizer.encode_plain("\n")?[..] {
+        [newline] => Ok(Some(newline)),
+        _ => Ok(None),
     }
 }
 
@@ -166,8 +208,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("tokenizer.json");
         std::fs::write(&path, TOKENIZER).expect("a file");
-        let tokenizer = LmTokenizer::from_file(&path).expect("a tokenizer");
-        LmCaptions { tokenizer, opening: vec![], prompt: vec![4], unscored: 1, eos: 0, max_tokens: 3, split }
+        let tokenizer = LmTokenizer::from_folder(dir.path()).expect("a tokenizer");
+        let prompt = LmPrompt::new("d", &tokenizer, None).expect("ids");
+        LmCaptions { tokenizer, opening: vec![], prompt, eos: 0, max_tokens: 3, max_new_tokens: 3, split }
     }
 
     fn tokenised(captions: &LmCaptions, texts: &[&str], position: u64) -> LmText {
@@ -185,6 +228,44 @@ mod tests {
         let ignored = LmText::IGNORED;
         assert_eq!(rows(&text.labels), [[ignored, 1, 2, 0], [ignored, 1, 2, 3], [ignored, 1, 0, ignored]]);
         assert_eq!(text.prefix.ids.size(), [3, 0]);
+    }
+
+    /// Words behind a space are tokens of their own, as in GPT-2's vocabulary; a lone space is 9.
+    const SPACED: &str = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "decoder": null, "added_tokens": [],
+        "pre_tokenizer": { "type": "Split", "pattern": { "Regex": " ?[a-z]+|\\s" }, "behavior": "Isolated", "invert": false },
+        "model": { "type": "WordLevel", "unk_token": "?",
+                   "vocab": {"?": 0, "of": 1, "dog": 2, " dog": 3, " of": 4, "\n": 5, " ": 9} }
+    }"#;
+
+    #[test]
+    fn a_prompt_and_its_caption_are_tokenised_together() {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(dir.path().join("tokenizer.json"), SPACED).expect("a file");
+        let tokenizer = LmTokenizer::from_folder(dir.path()).expect("a tokenizer");
+        let row = |prompt: &str, start: Option<i64>| {
+            let prompt = LmPrompt::new(prompt, &tokenizer, start).expect("ids");
+            let tokenizer = tokenizer.clone();
+            let captions = LmCaptions {
+                tokenizer,
+                opening: vec![],
+                prompt,
+                eos: 5,
+                max_tokens: 8,
+                max_new_tokens: 8,
+                split: None,
+            };
+            let text = tokenised(&captions, &["dog"], 0);
+            (captions.question(), rows(&text.ids)[0].clone(), rows(&text.labels)[0].clone())
+        };
+        let ignored = LmText::IGNORED;
+        // As LAVIS tokenises "a photo of a dog\n" behind </s>, whether the prompt is written with the space or without.
+        let parted = (vec![7, 1], vec![7, 1, 3, 5], vec![ignored, ignored, 3, 5]);
+        assert_eq!(row("of", Some(7)), parted);
+        assert_eq!(row("of ", Some(7)), parted);
+        assert_eq!(row("of\n", None), (vec![1, 5], vec![1, 5, 2, 5], vec![ignored, ignored, 2, 5]));
+        assert_eq!(row("", Some(7)), (vec![7], vec![7, 2, 5], vec![7, 2, 5]));
     }
 
     #[test]

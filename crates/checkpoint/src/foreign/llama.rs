@@ -81,6 +81,12 @@ pub fn config(gguf: &GgufFile, dtype: &str) -> Result<Value, CheckpointError> {
     if gguf.text("general.architecture")? != "llama" {
         return Err(gguf.refused("its architecture is not llama"));
     }
+    let scaling = gguf.text("llama.rope.scaling.type").is_ok_and(|kind| kind != "none");
+    if scaling || gguf.shape("rope_freqs.weight").is_some() {
+        return Err(
+            gguf.refused("its rotary positions are scaled (llama.rope.scaling), which our Llama does not do")
+        );
+    }
     let (hidden, heads) = (gguf.int("llama.embedding_length")?, gguf.int("llama.attention.head_count")?);
     Ok(json!({
         "architectures": ["LlamaForCausalLM"],

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::common::gguf_file::{gguf, line, setting, whole};
+use crate::common::gguf_file::{gguf, line, setting, text, whole};
 use checkpoint::foreign::gguf::{GgufFile, Setting};
 use checkpoint::{Dtype, HostTensor};
 use proptest::prelude::*;
@@ -65,4 +65,38 @@ proptest! {
             }
         }
     }
+}
+
+/// The settings of a llama of one layer, with `more`.
+fn llama(more: &[Vec<u8>]) -> Vec<u8> {
+    let int = |key: &str, value: u32| setting(key, 4, &value.to_le_bytes());
+    let mut settings = vec![
+        setting("general.architecture", 8, &text("llama")),
+        int("llama.embedding_length", 32),
+        int("llama.attention.head_count", 2),
+        int("llama.feed_forward_length", 64),
+        int("llama.context_length", 128),
+        int("llama.block_count", 1),
+        int("llama.vocab_size", 2),
+        int("tokenizer.ggml.bos_token_id", 0),
+        int("tokenizer.ggml.eos_token_id", 1),
+        setting("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes()),
+    ];
+    settings.extend_from_slice(more);
+    gguf(&settings, &[line("token_embd.weight", &[32, 2], 0, 0)], &[0; 256])
+}
+
+#[test]
+fn scaled_rotary_positions_are_refused_and_not_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |name: &str, more: &[Vec<u8>]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, llama(more)).unwrap();
+        checkpoint::foreign::llama::config(&GgufFile::open(&path).unwrap(), "float32")
+    };
+    let kind = |kind: &str| setting("llama.rope.scaling.type", 8, &text(kind));
+    assert_eq!(config("plain.gguf", &[]).unwrap()["hidden_size"], 32);
+    assert!(config("none.gguf", &[kind("none")]).is_ok());
+    let error = config("linear.gguf", &[kind("linear")]).unwrap_err().to_string();
+    assert!(error.contains("llama.rope.scaling"), "{error}");
 }

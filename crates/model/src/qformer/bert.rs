@@ -34,7 +34,12 @@ pub fn init_from_bert(
     store: &VarStore,
     bert: &BTreeMap<String, Tensor>,
 ) -> Result<BTreeSet<String>, WeightsError> {
-    let find = |name: &str| bert.get(name).or_else(|| bert.get(&format!("bert.{name}")));
+    // Files converted from TensorFlow, the published ones among them, have its names for the norms.
+    let old = |name: &str| {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    };
+    let get = |name: &str| bert.get(name).or_else(|| bert.get(&old(name)));
+    let find = |name: &str| get(name).or_else(|| get(&format!("bert.{name}")));
     let mut filled = BTreeSet::new();
     let mut problems = WeightsError::default();
     for (name, variable) in store.variables() {

@@ -20,6 +20,7 @@ impl Config {
         rules.extend(optim_rules("stage2.optim", &self.stage2.optim));
         rules.extend(self.run_rules());
         rules.extend(evaluation_rules(&self.evaluation));
+        rules.push(self.generation_rule());
         rules.extend(split_rules(&self.evaluation));
         rules.extend(reference_rules(&self.evaluation));
         let broken: Vec<String> =
@@ -104,6 +105,21 @@ impl Config {
             ),
         ]);
         rules
+    }
+
+    fn generation_rule(&self) -> Rule {
+        let longest = self.model.language.max_new_tokens;
+        let generation = &self.evaluation.generation;
+        match generation.options(longest, &[]).check() {
+            Err(error) => (false, format!("evaluation.generation.{error}")),
+            Ok(()) => (
+                generation.min_new_tokens <= longest,
+                format!(
+                    "evaluation.generation.min_new_tokens = {} must not be more than model.language.max_new_tokens = {longest}",
+                    generation.min_new_tokens
+                ),
+            ),
+        }
     }
 
     fn run_rules(&self) -> Vec<Rule> {

@@ -20,7 +20,7 @@ use crate::error::TrainError;
 use crate::names::LanguageFamily;
 
 /// What transformers has no place for, beside what it reads.
-const EXTRAS: &str = "blip2_extras";
+pub(super) const EXTRAS: &str = "blip2_extras";
 
 /// Writes the folder `dest`.
 ///
@@ -183,6 +183,7 @@ fn text_model(
     let free = tokenizer.as_ref().map(Tokenizer::size);
     let image_token = kept.or(named).or(free).filter(|id| *id < rows).unwrap_or(rows);
     let mut config = hf_json::text_config(&language.config);
+    end_as_captions_end(&mut config, language)?;
     if image_token == rows {
         let row = hf_json::seldom_token(&config);
         say(&format!(
@@ -202,6 +203,21 @@ fn text_model(
         tokenizer.add("<image>", image_token);
     }
     Ok(Text { config, image_token, tokenizer, folder: language.folder.clone(), family: language.family })
+}
+
+/// Texts end where our captions end, and have the beginning without which transformers generates nothing.
+fn end_as_captions_end(config: &mut Value, language: &LanguagePart) -> Result<(), TrainError> {
+    let has_tokenizer = !data::LmTokenizer::files(&language.folder).is_empty();
+    if language.family == LanguageFamily::Opt && has_tokenizer {
+        let tokenizer = data::LmTokenizer::from_folder(&language.folder)?;
+        if let Some(newline) = crate::texts::newline(&tokenizer)? {
+            config["eos_token_id"] = newline.into();
+        }
+    }
+    if config["bos_token_id"].is_null() {
+        config["bos_token_id"] = config["eos_token_id"].clone();
+    }
+    Ok(())
 }
 
 /// Everything but `config.json` that is made and not copied.

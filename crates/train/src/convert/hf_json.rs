@@ -141,6 +141,9 @@ pub(super) fn generation(text: &Text) -> Value {
     if text.family == LanguageFamily::T5 {
         fields.entry("decoder_start_token_id").or_insert_with(|| 0.into());
     }
+    if text.family == LanguageFamily::Opt {
+        fields.insert("eos_token_id".to_owned(), text.config["eos_token_id"].clone());
+    }
     fields.remove("transformers_version");
     Value::Object(fields)
 }

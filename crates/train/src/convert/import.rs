@@ -14,6 +14,7 @@ use checkpoint::{HostTensor, WeightSource, write_durably};
 use serde_json::{Value, json};
 
 use super::composition::Composition;
+use super::hf::EXTRAS;
 use super::parts::{self, Component, Source};
 use super::recognise::{Content, recognise};
 use super::tensors::{Tensors, below};
@@ -23,7 +24,7 @@ use crate::sizes::read_json;
 
 /// The record of an import, and the mark of its folder.
 pub(super) const RECORD: &str = "import.json";
-/// The `[model]` table of a config, for a whole BLIP-2.
+/// What an export reads of a whole BLIP-2: a `[model]` table.
 pub(super) const MODEL: &str = "model.toml";
 
 /// Vocabularies that travel beside weights, by the names that programs look for.
@@ -60,13 +61,15 @@ pub(super) fn import(
         None if path.is_dir() && beside.is_file() => Some(read_json(&beside)?),
         None => None,
     };
-    let (infos, others) = below(&all, &prefix);
-    let source = Source { path, infos, prefix, config };
+    let (infos, mut others) = below(&all, &prefix);
+    let beside = extras(path)?;
+    let extras = beside.as_ref().map(Tensors::infos).unwrap_or_default();
+    let source = Source { path, infos, prefix, extras, config };
     let mut parts = match content {
         Content::Lavis => parts::lavis(&source)?,
         Content::HuggingFace => parts::hugging_face(&source)?,
         Content::Vision => parts::image_encoder(&source)?,
-        Content::Bert => parts::bert(&source),
+        Content::Bert => parts::bert(&source, &all, &mut others),
         Content::Language => parts::language_model(&source)?,
         Content::Gguf => parts::gguf(&source, &weights)?,
     };
@@ -93,6 +96,12 @@ pub(super) fn import(
     })?;
     say(&format!("wrote {}", dest.display()));
     Ok(())
+}
+
+/// What an export of ours laid beside a Hugging Face folder, if this is one.
+fn extras(path: &Path) -> Result<Option<WeightSource>, TrainError> {
+    let beside = path.join(EXTRAS);
+    Ok(if beside.is_dir() { Some(WeightSource::open(&beside)?) } else { None })
 }
 
 fn describe(content: Content) -> &'static str {
@@ -123,6 +132,9 @@ fn write_component(
     fs::create_dir_all(folder).map_err(io(folder))?;
     let mut composition = Composition::default();
     composition.add(Box::new(WeightSource::open(source)?), component.planned, "");
+    if let (Some(beside), false) = (extras(source)?, component.extras.is_empty()) {
+        composition.add(Box::new(beside), component.extras, "");
+    }
     // one file: what a run reads
     composition.write(folder, u64::MAX, say)?;
     for (name, bytes) in component.files {
@@ -167,7 +179,7 @@ fn model_toml(model: &Value, dest: &Path) -> Result<String, toml::ser::Error> {
             model[part][key] = folder.display().to_string().into();
         }
     }
-    let head =
-        "# The [model] table of a run on these weights. What a run may change here is in docs/configs.md.\n";
+    let head = "# What `blip2 export` reads of this folder. In a run, name the folder as stage1.from or stage2.from, vision/ and\n\
+         # language/ as below, and a BERT as model.qformer.init: its vocabulary is needed (docs/weights.md).\n";
     Ok(format!("{head}{}", toml::to_string(&json!({ "model": model }))?))
 }

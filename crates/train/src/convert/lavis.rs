@@ -4,7 +4,7 @@ use std::path::Path;
 
 use checkpoint::Dtype;
 
-use super::bridge::StageKind;
+use super::bridge::{StageKind, is_extra};
 use super::bundle::{Bundle, LanguagePart, Part, VisionPart};
 use super::composition::Composition;
 use super::tensors::{Info, Infos, Planned, Problems, Recipe, Renamed};
@@ -23,6 +23,12 @@ pub(super) fn write(bundle: Bundle, dest: &Path, whole: bool, say: &dyn Fn(&str)
             "LAVIS names the language model in every parameter of stage 2; name its folder with --language";
         return Err(unusable(&bundle.path, detail));
     };
+    if bundle.stage == StageKind::One && !bundle.bridge.planned.iter().any(|planned| is_extra(&planned.name))
+    {
+        say(
+            "not here, and so not in the file: temp and Qformer.cls.predictions.*; a stage 1 that starts from it has fresh ones",
+        );
+    }
     let mut problems = Problems::default();
     let mut composition = Composition::default();
     let Part { source, planned } = bundle.bridge;

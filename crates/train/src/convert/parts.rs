@@ -21,6 +21,8 @@ pub(super) struct Component {
     pub files: BTreeMap<&'static str, Vec<u8>>,
     /// Copied under their own names.
     pub copied: Vec<PathBuf>,
+    /// Tensors of [`Source::extras`].
+    pub extras: Vec<Planned>,
 }
 
 /// A result before it is written: components by folder, `""` for DEST itself.
@@ -42,6 +44,8 @@ pub(super) struct Source<'a> {
     /// Names without the wrapper's prefix.
     pub infos: Infos,
     pub prefix: String,
+    /// What an export of ours laid beside, under our names.
+    pub extras: Infos,
     /// Hugging Face's `config.json`, where there is one.
     pub config: Option<Value>,
 }
@@ -86,10 +90,22 @@ pub(super) fn hugging_face(source: &Source<'_>) -> Result<Parts, TrainError> {
         let recipe = Recipe::Copy(format!("{}{name}", source.prefix));
         Planned { name, info, recipe }
     });
-    let planned: Vec<Planned> = planned.collect();
+    let extras = source.extras.iter().map(|(name, info)| Planned {
+        name: name.clone(),
+        info: info.clone(),
+        recipe: Recipe::Copy(name.clone()),
+    });
+    let planned: Vec<Planned> = planned.chain(extras).collect();
+    let is_stage1 = bridge::stage(&planned) == StageKind::One;
     let called = |name: &str| name.to_owned();
-    whole(source, planned, &frozen, ("vision_model.", false), &called, &mut parts)?;
-    if bridge::stage(&parts.components["bridge"].planned) == StageKind::One {
+    let is_whole = !source.extras.is_empty();
+    whole(source, planned, &frozen, ("vision_model.", is_whole), &called, &mut parts)?;
+    if let Some(component) = parts.components.get_mut("bridge") {
+        let all = std::mem::take(&mut component.planned);
+        (component.extras, component.planned) =
+            all.into_iter().partition(|planned| source.extras.contains_key(&planned.name));
+    }
+    if is_stage1 && !is_whole {
         parts.notes.push(
             "a Hugging Face file has neither the temperature nor the LM head of stage 1: a stage 1 that starts from it has fresh ones"
                 .to_owned(),
@@ -130,10 +146,14 @@ fn whole(
         "projection_size": sizes.projection_size.unwrap_or(256), "dropout": 0.1,
     }});
     let component = Component {
-        planned: trained,
         files: BTreeMap::from([("config.json", pretty(&config))]),
         // a stage 1's vocabulary is the Q-Former's, a stage 2's the language model's
-        copied: if sizes.text.is_some() { vocabularies(source.path) } else { Vec::new() },
+        copied: match bridge::stage(&trained) {
+            StageKind::One => vocabularies(source.path),
+            StageKind::Two => Vec::new(),
+        },
+        planned: trained,
+        extras: Vec::new(),
     };
     parts.components.insert("bridge", component);
     if let Some(architecture) = whole_vision(source, frozen, encoder, section("vision_config"), parts)? {
@@ -192,6 +212,11 @@ pub(super) fn image_encoder(source: &Source<'_>) -> Result<Parts, TrainError> {
     let (component, architecture) =
         vision_component(source.path, &source.infos, &source.prefix, config.as_ref(), &mut parts)?;
     parts.notes.push(format!("its architecture, for model.vision.architecture: {architecture}"));
+    parts.notes.push(
+        "layers there counts the blocks of the file. BLIP-2 takes the features before the last block (paper, section 3.1): of a \
+         whole encoder set layers one lower (39 of EVA-CLIP's ViT-g/14, 23 of CLIP's ViT-L/14)"
+            .to_owned(),
+    );
     parts.components.insert("", component);
     Ok(parts)
 }
@@ -208,6 +233,12 @@ fn vision_component(
     let Some(family) = found.family else {
         return Err(unusable(path, "its image encoder is neither EVA's nor CLIP's"));
     };
+    if let Some(activation) = vision::foreign_activation(family, config) {
+        let detail = format!(
+            "its image encoder has the activation {activation}; ours have gelu (EVA) and quick_gelu (OpenAI's CLIP)"
+        );
+        return Err(unusable(path, detail));
+    }
     let Some(vit) = vision::sizes(family, &found.planned, config) else {
         let width = found.planned.iter().find(|planned| planned.name == "embeddings.class_embedding");
         let width = width.and_then(|planned| planned.info.shape.last()).copied().unwrap_or(0);
@@ -220,7 +251,7 @@ fn vision_component(
     };
     vision::check(&found, &vit, called, &mut parts.problems);
     let files = BTreeMap::from([("config.json", pretty(&vision::config_json(family, &vit)))]);
-    let component = Component { planned: found.planned, files, copied: Vec::new() };
+    let component = Component { planned: found.planned, files, ..Component::default() };
     Ok((component, architecture_json(family, &vit)))
 }
 
@@ -263,7 +294,7 @@ fn language_component(
     let mut config = config.clone();
     config["tie_word_embeddings"] = is_tied.into();
     let files = BTreeMap::from([("config.json", pretty(&config))]);
-    Ok(Component { planned: found.planned, files, copied: Vec::new() })
+    Ok(Component { planned: found.planned, files, ..Component::default() })
 }
 
 /// Compares a language model with what its `config.json` says.
@@ -307,27 +338,51 @@ pub(super) fn gguf(source: &Source<'_>, weights: &WeightSource) -> Result<Parts,
             parts.notes.push(format!("no tokenizer.json is made, put one beside the weights: {error}"))
         }
     }
-    parts.components.insert("", Component { planned, files, copied: Vec::new() });
+    parts.components.insert("", Component { planned, files, ..Component::default() });
     Ok(parts)
 }
 
-/// A BERT without its pooler, old TensorFlow names of norms renewed.
-pub(super) fn bert(source: &Source<'_>) -> Parts {
+/// A BERT without its pooler, old TensorFlow names of norms renewed. Its LM head stands beside the prefix `bert.`: it is taken
+/// out of the names that are left, `others`, of the whole file, `all`.
+pub(super) fn bert(source: &Source<'_>, all: &Infos, others: &mut Vec<String>) -> Parts {
     let mut parts = Parts::default();
+    let mut found: Vec<(String, String, Info)> = source
+        .infos
+        .iter()
+        .map(|(name, info)| (name.clone(), format!("{}{name}", source.prefix), info.clone()))
+        .collect();
+    let heads = source.prefix.strip_suffix("bert.").map(|wrapper| format!("{wrapper}cls."));
+    others.retain(|full| {
+        let rest = heads.as_ref().and_then(|heads| full.strip_prefix(heads.as_str()));
+        let taken = rest.and_then(|rest| Some((format!("cls.{rest}"), full.clone(), all.get(full)?.clone())));
+        let stays = taken.is_none();
+        found.extend(taken);
+        stays
+    });
+    let names: BTreeMap<String, String> =
+        found.iter().map(|(name, full, _)| (name.clone(), full.clone())).collect();
     let mut planned = Vec::new();
-    for (name, info) in &source.infos {
-        let full = format!("{}{name}", source.prefix);
-        let is_position = name.ends_with("position_ids");
-        if is_position || name.starts_with("pooler.") || name.starts_with("cls.seq_relationship.") {
+    for (name, full, info) in found {
+        // The decoder is the word embeddings, its bias the head's.
+        let tied = match name.as_str() {
+            "cls.predictions.decoder.weight" => Some("embeddings.word_embeddings.weight"),
+            "cls.predictions.decoder.bias" => Some("cls.predictions.bias"),
+            _ => None,
+        };
+        let original = tied.and_then(|tied| names.get(tied).cloned());
+        let is_unused = name.starts_with("pooler.") || name.starts_with("cls.seq_relationship.");
+        if is_unused || original.is_some() || name.ends_with("position_ids") {
+            parts.copies.extend(original.map(|original| (full.clone(), original)));
             parts.left_out.push(full);
             continue;
         }
         let name =
             name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
-        planned.push(Planned { name, info: info.clone(), recipe: Recipe::Copy(full) });
+        planned.push(Planned { name, info, recipe: Recipe::Copy(full) });
     }
     expect_bert(&planned, &source.prefix, &mut parts.problems);
-    let mut component = Component { planned, files: BTreeMap::new(), copied: vocabularies(source.path) };
+    let copied = vocabularies(source.path);
+    let mut component = Component { planned, copied, ..Component::default() };
     if let Some(config) = &source.config {
         component.files.insert("config.json", pretty(config));
     }

@@ -302,6 +302,20 @@ struct Heads {
     num_attention_heads: Option<i64>,
 }
 
+/// An activation that `config` (Hugging Face's vision config) names and our encoder of this family does not have. A config of
+/// the other family was named for its sizes.
+pub(super) fn foreign_activation(family: VisionFamily, config: Option<&Value>) -> Option<&str> {
+    let config = config?;
+    let named = config["hidden_act"].as_str()?;
+    let is_eva = config["model_type"].as_str().is_some_and(|kind| kind.starts_with("blip"));
+    let ours = match family {
+        VisionFamily::Eva => "gelu",
+        VisionFamily::Clip if is_eva => return None,
+        VisionFamily::Clip => "quick_gelu",
+    };
+    (named != ours).then_some(named)
+}
+
 /// Sizes of an encoder, from its tensors (under our names), and heads from `config` (Hugging Face's vision config) or,
 /// without one, from the published models. `None` when a tensor is missing or nobody knows the heads.
 pub(super) fn sizes(family: VisionFamily, planned: &[Planned], config: Option<&Value>) -> Option<VitConfig> {

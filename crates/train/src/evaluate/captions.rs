@@ -1,4 +1,4 @@
-//! Greedy captions of a split's pictures, and the controls beside them.
+//! Captions of a split's pictures, and the controls beside them.
 
 use collectives::{CommError, ProcessGroup};
 use model::Stage2;
@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::split::Split;
 use super::{Progress, share_of};
+use crate::config::GenerationConfig;
 use crate::error::TrainError;
 use crate::stage::Stage;
 use crate::texts::LmCaptions;
@@ -52,6 +53,7 @@ pub(super) struct Writer<'a> {
     pub split: &'a Split,
     pub pictures: Vec<usize>,
     pub lm: &'a LmCaptions,
+    pub generation: &'a GenerationConfig,
     pub group: &'a dyn ProcessGroup,
     pub progress: Progress<'a>,
 }
@@ -74,7 +76,7 @@ impl Writer<'_> {
         let accompanied = stage2.accompany();
         let rows = written?;
         accompanied?;
-        let rows = share(&rows, self.lm.max_tokens, self.group)?;
+        let rows = share(&rows, self.lm.max_new_tokens, self.group)?;
         rows.iter().map(|ids| self.lm.decode(ids)).collect()
     }
 
@@ -83,10 +85,11 @@ impl Writer<'_> {
         let own: Vec<usize> = share_of(self.pictures.len(), self.group).collect();
         let mut rows = vec![Vec::new(); self.pictures.len()];
         let question = self.lm.question();
+        let options = self.generation.options(self.lm.max_new_tokens, &[self.lm.eos]);
         for some in own.chunks(PICTURES_AT_ONCE) {
             let pictures: Vec<usize> = some.iter().map(|&i| self.pictures[i]).collect();
             let features = self.split.features(&pictures)?.to_device(self.group.device());
-            let ids = stage2.caption(&features, &question, self.lm.max_tokens, &[self.lm.eos]);
+            let ids = stage2.caption(&features, &question, &options);
             stage2.check_peers()?;
             for (&i, ids) in some.iter().zip(ids) {
                 rows[i] = ids;

@@ -155,7 +155,14 @@ fn score_all(run: &mut Run<'_>, stages: &Stages) -> Result<BTreeMap<String, Spli
         let Stage::One(stage1, _) = &stages.stage1 else { unreachable!("loaded as stage 1") };
         let retrieval = retrieval::reranked(stage1, split, how, group, &progress)?;
         let pictures = split.subset(config.max_captions);
-        let writer = captions::Writer { split, pictures, lm: &tools.lm_captions, group, progress: &progress };
+        let writer = captions::Writer {
+            split,
+            pictures,
+            lm: &tools.lm_captions,
+            generation: &config.generation,
+            group,
+            progress: &progress,
+        };
         let captions = writer.captions(&stages.stage2, stages.without_stage1.as_ref())?;
         results.insert(split.name.clone(), SplitResult { retrieval, captions });
     }

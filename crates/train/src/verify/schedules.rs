@@ -25,12 +25,17 @@ pub(super) struct LavisSchedule {
     pub max_epoch: u32,
     pub min_lr: f64,
     pub init_lr: f64,
-    pub warmup_steps: u32,
-    /// Negative: there is no warm-up.
-    #[serde(alias = "warmup_lr")]
-    pub warmup_start_lr: f64,
     #[serde(default)]
+    pub warmup_steps: u32,
+    /// Negative, and without it: there is no warm-up.
+    #[serde(default = "no_warmup", alias = "warmup_lr")]
+    pub warmup_start_lr: f64,
+    #[serde(default, alias = "lr_decay_rate")]
     pub decay_rate: Option<f64>,
+}
+
+fn no_warmup() -> f64 {
+    -1.0
 }
 
 impl LavisSchedule {

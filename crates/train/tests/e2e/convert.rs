@@ -9,6 +9,7 @@ use std::rc::Rc;
 use crate::common::{TinyWorld, blip2};
 use checkpoint::{Dtype, HostTensor, TensorMap, read_safetensors, write_safetensors};
 use data::{Rng, Stream};
+use model::language::GenerateOptions;
 use model::vision::VitConfig;
 use model::{
     LanguageConfig, LanguageModel, LmText, QformerConfig, Stage1, Stage1Config, Stage2, Stage2Inputs,
@@ -175,7 +176,7 @@ fn stage2_case(world: &TinyWorld) -> TensorMap {
         no_grad(|| stage.forward(&Stage2Inputs { image: features.shallow_clone(), text }, false));
     let logits = no_grad(|| stage.logits(&trace.hidden).to_kind(Kind::Float));
     let mut tokens = Vec::new();
-    for row in stage.caption(&features, &prompt, NEW_TOKENS, &[0]) {
+    for row in stage.caption(&features, &prompt, &GenerateOptions::greedy(NEW_TOKENS, &[0])) {
         tokens.extend(row.iter().copied().chain(std::iter::repeat(-1)).take(NEW_TOKENS));
     }
     TensorMap::from([

@@ -1,6 +1,9 @@
 //! Weights there and back: reference cases through `import` and `export`, and files that are wrong on purpose.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+mod bert;
+mod hugging_face;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -174,22 +177,6 @@ fn sizes_that_a_config_leaves_out_are_transformers_defaults() {
 }
 
 #[test]
-fn what_transformers_has_no_place_for_lies_beside() {
-    let place = Place::new();
-    let original = weights("stage1_eva");
-    let source = place.pth("lavis.pth", &original);
-    import(&source, &place.path("ours"), Some(&place.config("stage1_eva")), &quiet).unwrap();
-    let folder = place.export(&place.path("ours"), "hf", Form::HuggingFace);
-    let extras = all_of(&folder.join("blip2_extras"));
-    assert_eq!(extras["temperature"], original["temp"]);
-    assert_eq!(extras["cls.predictions.bias"], original["Qformer.cls.predictions.bias"]);
-    assert_eq!(extras.len(), 6, "{:?}", extras.keys());
-    let config = json_of(&folder.join("config.json"));
-    assert_eq!(config["architectures"], json!(["Blip2ForImageTextRetrieval"]));
-    assert_eq!(config["qformer_config"]["use_qformer_text_input"], true);
-}
-
-#[test]
 fn clip_is_no_encoder_of_transformers_blip2_and_nothing_is_left() {
     let place = Place::new();
     let source = place.pth("lavis.pth", &weights("stage1_clip"));
@@ -358,44 +345,4 @@ fn encoders_of_eva_and_clip_see_the_same_under_our_names() {
         assert_eq!(record["left_out"].as_array().unwrap().len(), more.len(), "{record}");
         assert_eq!(features(&config, &ours), features(&config, &file), "{case}");
     }
-}
-
-#[test]
-fn a_bert_gets_its_new_names_and_loses_its_pooler() {
-    let place = Place::new();
-    let mut bert = TensorMap::new();
-    let mut put = |name: &str, shape: &[usize]| {
-        let zeros = vec![0.5; shape.iter().product()];
-        bert.insert(format!("bert.{name}"), HostTensor::from_f32(shape, &zeros).unwrap());
-    };
-    put("embeddings.word_embeddings.weight", &[11, 4]);
-    put("embeddings.position_embeddings.weight", &[6, 4]);
-    put("embeddings.token_type_embeddings.weight", &[2, 4]);
-    put("embeddings.LayerNorm.gamma", &[4]);
-    put("embeddings.LayerNorm.beta", &[4]);
-    put("pooler.dense.weight", &[4, 4]);
-    for part in
-        ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
-    {
-        put(&format!("encoder.layer.0.{part}.weight"), &[4, 4]);
-        put(&format!("encoder.layer.0.{part}.bias"), &[4]);
-    }
-    for norm in ["attention.output.LayerNorm", "output.LayerNorm"] {
-        put(&format!("encoder.layer.0.{norm}.gamma"), &[4]);
-        put(&format!("encoder.layer.0.{norm}.beta"), &[4]);
-    }
-    put("encoder.layer.0.intermediate.dense.weight", &[8, 4]);
-    put("encoder.layer.0.intermediate.dense.bias", &[8]);
-    put("encoder.layer.0.output.dense.weight", &[4, 8]);
-    put("encoder.layer.0.output.dense.bias", &[4]);
-    let folder = place.path("bert");
-    fs::create_dir(&folder).unwrap();
-    write_safetensors(&folder.join("model.safetensors"), &bert, &Default::default()).unwrap();
-    fs::write(folder.join("vocab.txt"), "[PAD]\n").unwrap();
-    import(&folder, &place.path("ours"), None, &quiet).unwrap();
-    let ours = all_of(&place.path("ours"));
-    assert!(ours.contains_key("encoder.layer.0.output.LayerNorm.weight"), "{:?}", ours.keys());
-    assert!(ours.contains_key("embeddings.LayerNorm.bias"));
-    assert_eq!(ours.len(), bert.len() - 1);
-    assert!(place.path("ours/vocab.txt").is_file());
 }
