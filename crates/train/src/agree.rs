@@ -1,7 +1,11 @@
 //! What ranks must see alike before they go on together.
 
+use std::collections::BTreeMap;
+
 use collectives::{CommError, ProcessGroup};
 use tch::{Device, Tensor};
+
+use crate::tensors::to_host;
 
 /// True on every rank where all ranks hold the numbers `own`, which are as many on each.
 ///
@@ -23,6 +27,16 @@ pub(crate) fn all(group: &dyn ProcessGroup, own: bool) -> Result<bool, CommError
     Ok(against.double_value(&[0]) == 0.0)
 }
 
+/// Rank 0's number, on every rank.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn from_rank0(group: &dyn ProcessGroup, own: f64) -> Result<f64, CommError> {
+    let mut number = Tensor::from_slice(&[own]).to_device(group.device());
+    group.broadcast(&mut number, 0)?;
+    Ok(number.double_value(&[0]))
+}
+
 /// As [`same`], for a name of any length.
 ///
 /// # Errors
@@ -31,6 +45,21 @@ pub(crate) fn same_name(group: &dyn ProcessGroup, name: &[u8]) -> Result<bool, C
     let digest = blake3::hash(name);
     let own: Vec<i64> = digest.as_bytes().iter().take(8).map(|&byte| i64::from(byte)).collect();
     same(group, &own)
+}
+
+/// As [`same`], for weights by name: names, sizes and every bit.
+///
+/// # Errors
+/// [`CommError`] when a peer is gone.
+pub(crate) fn same_weights(
+    group: &dyn ProcessGroup,
+    own: &BTreeMap<String, Tensor>,
+) -> Result<bool, CommError> {
+    let mut hasher = blake3::Hasher::new();
+    for (name, tensor) in own {
+        hasher.update(format!("{name} {:?}", tensor.size()).as_bytes()).update(&to_host(tensor).bytes);
+    }
+    same_name(group, hasher.finalize().as_bytes())
 }
 
 /// The bytes of every rank, in rank order; they may be of any number.

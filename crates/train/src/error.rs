@@ -73,6 +73,12 @@ pub enum TrainError {
         /// Who finds what.
         detail: String,
     },
+    /// Another rank could not write the checkpoint that was to be the last thing here: free the disk, then launch again.
+    #[error("{dir}: another rank could not write the checkpoint; its log says why", dir = dir.display())]
+    NotSaved {
+        /// The phase's checkpoints.
+        dir: PathBuf,
+    },
     /// Loss or gradient is no number, or leaps, for too long: another learning rate or dtype is needed.
     #[error(
         "{steps} steps of {phase} in a row had to be left out, up to step {step}, after {roll_backs} returns to a \
@@ -122,7 +128,9 @@ impl TrainError {
             Self::Launch(error) => error.exit(),
             Self::Ranks { exit, .. } => *exit,
             Self::Peer(collectives::CommError::Unsupported { .. }) => Exit::Config,
-            Self::Write { .. } | Self::NotShared { .. } | Self::Peer(_) => Exit::Unavailable,
+            Self::Write { .. } | Self::NotShared { .. } | Self::NotSaved { .. } | Self::Peer(_) => {
+                Exit::Unavailable
+            }
             Self::Stopped { .. } | Self::Interrupted { .. } => Exit::Stopped,
         }
     }

@@ -242,17 +242,18 @@ impl AdamW {
     }
 }
 
-/// The joint norm of `gradients` once they are divided by `scale`, and what to divide them by so that it is at most
-/// `max_norm`.
-///
-/// Summed in a fixed order on one device, so equal gradients give equal norms on every rank.
-pub fn clip(gradients: &[Tensor], scale: f64, max_norm: Option<f64>) -> (f64, f64) {
+/// The joint norm of `gradients` once they are divided by `scale`, summed in a fixed order.
+pub fn norm(gradients: &[Tensor], scale: f64) -> f64 {
     no_grad(|| {
         let norms: Vec<Tensor> = gradients.iter().map(|g| g.norm().to_kind(Kind::Double)).collect();
-        let total = Tensor::stack(&norms, 0).norm().double_value(&[]) / scale;
-        let divisor = max_norm.map_or(1.0, |limit| ((total + 1e-6) / limit).max(1.0));
-        (total, scale * divisor)
+        Tensor::stack(&norms, 0).norm().double_value(&[]) / scale
     })
+}
+
+/// What to divide gradients by, `scale` among it, so that their joint norm is at most `max_norm`. `norm` is the one that all
+/// ranks agree on: one of its own, other in the last bit on another kind of processor, would part a rank from the rest.
+pub fn divisor(norm: f64, scale: f64, max_norm: Option<f64>) -> f64 {
+    scale * max_norm.map_or(1.0, |limit| ((norm + 1e-6) / limit).max(1.0))
 }
 
 #[cfg(test)]

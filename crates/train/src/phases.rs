@@ -12,7 +12,7 @@ use launch::{StopFlag, WorkerPhase};
 use monitor::Phase;
 use tch::Tensor;
 
-use crate::agree::same;
+use crate::agree::{same, same_weights};
 use crate::build::Tools;
 use crate::checkpoints::{self, Checkpoints, HandedOver};
 use crate::config::Config;
@@ -68,6 +68,7 @@ impl Run<'_> {
             Some(furthest) => self.shared(plan, start, furthest)?,
             None => self.begun(plan, start, resumed)?,
         };
+        self.agree_on_weights(plan, &held.stage)?;
         let trained = self.steps(plan, &mut held, checkpoints);
         if let Err(TrainError::Peer(_)) = trained {
             self.session.held = Some(held);
@@ -191,6 +192,21 @@ impl Run<'_> {
         let detail = format!(
             "rank {} finds step {step}, others find other steps: all ranks need one disk",
             group.rank()
+        );
+        Err(TrainError::NotShared { path: plan.checkpoint_dir.clone(), detail })
+    }
+
+    /// All ranks begin with the same weights, to the bit. A rank that read an older checkpoint, or another start, would put
+    /// its gradients into those of another model, and nobody would see it.
+    fn agree_on_weights(&self, plan: &StagePlan, stage: &Stage) -> Result<(), TrainError> {
+        let group = self.session.group.as_ref();
+        if same_weights(group, &stage.trainable())? {
+            return Ok(());
+        }
+        let detail = format!(
+            "rank {} begins {} with other weights than the others: all ranks need one disk",
+            group.rank(),
+            plan.phase.name()
         );
         Err(TrainError::NotShared { path: plan.checkpoint_dir.clone(), detail })
     }

@@ -3,10 +3,13 @@
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
 use launch::{Exit, LaunchSpec, Nodes, Patience};
 
 use crate::error::TrainError;
+
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Runs this program with `args` as `nproc` ranks, once; their logs go to `dir`.
 ///
@@ -17,7 +20,9 @@ pub(crate) fn run(args: Vec<OsString>, nproc: usize, dir: &Path) -> Result<(), T
     let worker =
         std::env::current_exe().map_err(|source| TrainError::Read { path: "blip2-worker".into(), source })?;
     let run_dir = dir.to_owned();
-    let (nodes, patience) = (Nodes::one(), Patience::default());
+    // They tell of no phases, and a step of a model of paper size takes minutes on a CPU.
+    let patience = Patience { start: A_DAY, ..Patience::default() };
+    let nodes = Nodes::one();
     let spec = LaunchSpec { worker, args, nproc, run_dir, max_restarts: 0, nodes, patience };
     let reports = RefCell::new(Vec::new());
     let exit = launch::launch(&spec, &|line| reports.borrow_mut().push(line.to_owned()))?;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use launch::WorkerPhase;
 use monitor::Phase;
 
+use crate::agree::all;
 use crate::build::{self, Tools};
 use crate::checkpoints;
 use crate::corpus::Corpus;
@@ -86,8 +87,10 @@ pub fn train(path: &Path, overrides: &[String]) -> Result<(), TrainError> {
 /// The whole run with the ranks that there are now, from where it stands.
 fn together(session: &mut Session, kept: &mut Option<Kept>) -> Result<(), TrainError> {
     session.meet()?;
-    if let Some(summary) = evaluate::already_done(session) {
-        session.metrics.line(&summary);
+    let done = evaluate::already_done(session);
+    // A disk that is slow to tell must not let one rank go home while others wait for it.
+    if let (Some(summary), true) = (&done, all(session.group.as_ref(), done.is_some())?) {
+        session.metrics.line(summary);
         return Ok(());
     }
     let mut run = Run::prepare(session, kept)?;

@@ -12,10 +12,10 @@ use monitor::memory::peak_rss_bytes;
 use monitor::{RecordKind, StepRecord};
 use tch::{Kind, Tensor};
 
-use crate::agree::{all, gather_bytes};
+use crate::agree::{all, from_rank0, gather_bytes};
 use crate::checkpoints::{self, Checkpoints};
 use crate::error::TrainError;
-use crate::optim::{AdamW, clip};
+use crate::optim::{self, AdamW};
 use crate::pairs::{MicroBatch, PairSource};
 use crate::plan::StagePlan;
 use crate::session::Session;
@@ -152,13 +152,14 @@ impl Trainer<'_> {
         }
         self.stage.check_peers()?;
         let gradients = self.optimizer.gradients();
-        let (grad_norm, grad_divisor) = clip(&gradients, scale, self.plan.optim.max_grad_norm);
+        let grad_norm = optim::norm(&gradients, scale);
         let left_out = self.pairs.left_out().total();
         let own = Status::of(&losses, grad_norm, self.session.stop.requested(), left_out);
         let status = own.all_reduce(self.session.group.as_ref())?;
         let left_out = self.left_out_by_all(&status)?;
         let lr = self.plan.schedule.lr(self.state.step);
         let skipped = self.state.judge(&status);
+        let grad_divisor = optim::divisor(status.grad_norm, scale, self.plan.optim.max_grad_norm);
         if skipped.is_none() {
             self.optimizer.step(&gradients, lr, grad_divisor);
         }
@@ -294,8 +295,10 @@ impl Trainer<'_> {
         }
         let validation = validation?;
         self.state.validation_due = false;
-        let improved = self.state.best.is_none_or(|best| validation.score > best.score);
-        let best = Best { step: self.state.step, score: validation.score };
+        // Rank 0's: ranks of another kind of processor may see another last digit, and a checkpoint is saved by all or none.
+        let score = from_rank0(group, validation.score)?;
+        let improved = self.state.best.is_none_or(|best| score > best.score);
+        let best = Best { step: self.state.step, score };
         self.tell(StepRecord {
             pairs_seen: self.state.pairs_seen,
             metrics: validation.metrics,
@@ -343,9 +346,13 @@ impl Trainer<'_> {
             // A best step that is not on the disk must not keep a lesser one from getting there.
             self.state.best = before;
         }
-        all_saved?;
+        let all_saved = all_saved?;
         match saved {
             Err(error) if needed => Err(error),
+            // Who ends here without a checkpoint must not say that there is one.
+            Ok(_) if needed && !all_saved => {
+                Err(TrainError::NotSaved { dir: self.plan.checkpoint_dir.clone() })
+            }
             saved => Ok(saved.err().map(|error| checkpoints::not_written(&error))),
         }
     }

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor, nn};
 
 use crate::config::Config;
 use crate::error::TrainError;
-use crate::optim::{AdamW, clip};
+use crate::optim::{self, AdamW};
 use crate::plan::Plan;
 use crate::reduction::in_order_of_gradients;
 use crate::sizes;
@@ -174,7 +174,7 @@ impl Bench {
         let reduction = self.reducer.reduce(&losses.total, &|| ())?;
         let backward = clock.lap();
         let gradients = self.optimizer.gradients();
-        let (_, divisor) = clip(&gradients, 1.0, self.plan.stage1.optim.max_grad_norm);
+        let divisor = optim::divisor(optim::norm(&gradients, 1.0), 1.0, self.plan.stage1.optim.max_grad_norm);
         self.optimizer.step(&gradients, 1e-5, divisor);
         drop(gradients);
         self.optimizer.drop_gradients();

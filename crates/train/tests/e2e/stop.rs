@@ -1,5 +1,6 @@
 //! Asked to stop at any moment of its life a run ends with 75, and goes on exactly.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -68,4 +69,25 @@ fn a_stop_in_a_validation_leaves_it_to_the_next_launch() {
         course(&world.path(run)).assert_same(&expected, run);
     }
     assert!(left_for_later > 0, "no stop fell into a validation");
+}
+
+/// A scheduler that is told 75 believes that nothing is lost, and would launch again into the same full disk for ever.
+#[test]
+fn a_stop_whose_checkpoint_cannot_be_written_is_a_failure_on_every_rank() {
+    let world = TinyWorld::new();
+    let sets =
+        ["stage1.steps=100000", "stage1.checkpoint_every_steps=100000", "stage1.validate_every_steps=0"];
+    let launch = Launch { sets: &sets, ..world.run("full") };
+    let mut running = launch.start();
+    running.wait_for_step(Phase::Stage1, 3);
+    let checkpoints = world.path("full/checkpoints/stage1");
+    fs::rename(&checkpoints, world.path("elsewhere")).expect("a folder");
+    fs::write(&checkpoints, "no folder").expect("a file");
+    running.signal(Signal::SIGTERM);
+    let ended = running.end();
+    assert_eq!(ended.code, Some(69), "{}", ended.stderr);
+    let failure = fs::read_to_string(world.path("full/failure.json")).expect("a report");
+    assert!(failure.contains("checkpoints/stage1"), "{failure}");
+    let other = fs::read_to_string(world.path("full/logs/rank-1.log")).expect("a log");
+    assert!(!other.contains("with a checkpoint"), "{other}");
 }
