@@ -31,6 +31,16 @@ fn long_p2_ranks_that_die_together_are_overcome_exactly() {
 }
 
 #[test]
+fn long_p4_a_stopped_rank_is_named_with_its_phase_within_ten_seconds() {
+    overcome(&mut Chaos::new(6), &[(Scenario::P4, 20)]);
+}
+
+#[test]
+fn long_p1_p3_random_deaths_are_overcome_exactly() {
+    overcome(&mut Chaos::new(8), &[(Scenario::P1, 50), (Scenario::P3, 20)]);
+}
+
+#[test]
 fn p10_a_rank_that_dies_before_its_update_is_overcome_exactly() {
     overcome(&mut Chaos::new(10), &[(Scenario::P10, 2)]);
 }

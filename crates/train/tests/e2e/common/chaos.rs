@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use launch::WorkerPhase;
-use monitor::{EvalFile, METRICS_FILE, Phase};
+use monitor::{EvalFile, Phase};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -36,7 +36,8 @@ pub enum Scenario {
     P2,
     /// SIGKILL to the launcher; launched again by hand. Seconds: until no worker is left.
     P3,
-    /// SIGSTOP to a random rank; found, killed, started again. Seconds: to the next step.
+    /// SIGSTOP to a random rank; found within ten seconds and named with its phase, killed, started again. Seconds: until it
+    /// is named.
     P4,
     /// A stop signal to the launcher or to one rank; launched again. Seconds: to exit code 75.
     P5,
@@ -131,7 +132,7 @@ impl Chaos {
                     (0..RANKS).filter(|other| choice % 2 == 0 || *other != rank).collect();
                 self.until_it_goes_on(running, &ranks, Signal::SIGKILL)
             }
-            Scenario::P4 => self.until_it_goes_on(running, &[rank], Signal::SIGSTOP),
+            Scenario::P4 => self.until_it_is_named(running, rank),
             Scenario::P10 => match Self::stop_between_updates(&running, rank) {
                 true => self.until_it_goes_on(running, &[rank], Signal::SIGKILL),
                 false => {
@@ -194,6 +195,26 @@ impl Chaos {
         (good, seconds, if good { String::new() } else { ended.stderr })
     }
 
+    fn until_it_is_named(&self, mut running: Running, rank: usize) -> (bool, f64, String) {
+        let worker = running.worker(rank);
+        let page = Page::of(worker);
+        let start = Instant::now();
+        kill(worker, Signal::SIGSTOP).unwrap();
+        // What it was doing is done: from here on the page stays as it is.
+        thread::sleep(Duration::from_millis(20));
+        let phase = page.read().name();
+        let stderr = self.world.path("disturbed.stderr");
+        running.wait_for("a line that names it", || {
+            fs::read_to_string(&stderr).is_ok_and(|said| said.contains(" is stopped (SIGSTOP) in phase "))
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        let ended = running.end();
+        let line = format!("rank {rank} is stopped (SIGSTOP) in phase {phase} of step ");
+        let good = ended.code == Some(0) && seconds <= 10.0 && ended.stderr.contains(&line);
+        let problem = || format!("{seconds:.1} s, wanted {line:?} within 10: {}", ended.stderr);
+        (good, seconds, if good { String::new() } else { problem() })
+    }
+
     fn without_launcher(&self, running: Running) -> (bool, f64, String) {
         let workers: Vec<Pid> = (0..RANKS).map(|rank| running.worker(rank)).collect();
         let start = Instant::now();
@@ -238,7 +259,6 @@ impl Chaos {
         if (&eval.retrieval, &eval.captions) != (&self.eval.retrieval, &self.eval.captions) {
             return Some("eval.json differs".into());
         }
-        debug_assert!(run.join(METRICS_FILE).is_file());
         course(run).difference(&self.course)
     }
 

@@ -48,6 +48,25 @@ impl Page {
 }
 
 impl Place {
+    /// The phase by its name.
+    pub fn name(&self) -> &'static str {
+        let phases = [
+            WorkerPhase::Start,
+            WorkerPhase::Meet,
+            WorkerPhase::Load,
+            WorkerPhase::Features,
+            WorkerPhase::Data,
+            WorkerPhase::Compute,
+            WorkerPhase::Exchange,
+            WorkerPhase::Reduce,
+            WorkerPhase::Save,
+            WorkerPhase::Validate,
+            WorkerPhase::Evaluate,
+            WorkerPhase::End,
+        ];
+        phases.into_iter().find(|phase| self.is_in(*phase)).expect("a phase").name()
+    }
+
     pub fn is_in(&self, phase: WorkerPhase) -> bool {
         self.phase == phase as u64
     }
