@@ -92,12 +92,21 @@ struct Specials {
     eos_token_id: Ends,
 }
 
-/// One end of text, or several, of which the first ends captions.
+/// Ids that end a text, as transformers writes them: one, or a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Ends {
+pub(crate) enum Ends {
     One(i64),
     Several(Vec<i64>),
+}
+
+impl Ends {
+    pub fn ids(&self) -> &[i64] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Several(ids) => ids,
+        }
+    }
 }
 
 /// The language model's `config.json`, which must be as wide as `model.language.hidden_size` says where that is given, and
@@ -113,12 +122,9 @@ pub(crate) fn language(config: &Config) -> Result<LanguageFile, TrainError> {
     let found = LanguageConfig::from_hf_json(&text).map_err(|error| refuse(error.to_string()))?;
     let Specials { bos_token_id, eos_token_id } =
         serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
-    let eos_token_id = match eos_token_id {
-        Ends::One(id) => id,
-        Ends::Several(ids) => {
-            *ids.first().ok_or_else(|| refuse("eos_token_id is an empty list".to_owned()))?
-        }
-    };
+    // Of several the first ends captions.
+    let first = eos_token_id.ids().first();
+    let eos_token_id = *first.ok_or_else(|| refuse("eos_token_id is an empty list".to_owned()))?;
     if language.prefix_split.is_some() && !found.is_encoder_decoder() {
         return Err(refuse(
             "is a decoder-only model, which says captions whole; leave out model.language.prefix_split, or name a T5"

@@ -21,6 +21,7 @@ use super::vision::{HF_CONFIG, HfVision};
 use super::weights::LavisWeights;
 use crate::build::copy_weights;
 use crate::error::TrainError;
+use crate::sizes::Ends;
 
 const GENERATED: &str = "expected.json";
 
@@ -63,7 +64,7 @@ struct Settings {
     #[serde(default)]
     early_stopping: Value,
     num_return_sequences: Option<usize>,
-    eos_token_id: i64,
+    eos_token_id: Ends,
     #[serde(rename = "pad_token_id")]
     _pad_token_id: i64,
 }
@@ -253,7 +254,7 @@ impl Model {
         };
         let trim = |row: &Vec<i64>| {
             let new = &row[before.min(row.len())..];
-            let end = new.iter().position(|&id| id == call.settings.eos_token_id);
+            let end = new.iter().position(|id| call.settings.eos_token_id.ids().contains(id));
             new[..end.map_or(new.len(), |end| end + 1)].to_vec()
         };
         call.sequences.iter().map(trim).collect()
@@ -275,7 +276,7 @@ impl Settings {
             strategy,
             min_new_tokens: self.min_new_tokens,
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
-            ..GenerateOptions::greedy(self.max_new_tokens, &[self.eos_token_id])
+            ..GenerateOptions::greedy(self.max_new_tokens, self.eos_token_id.ids())
         };
         options.check().map_err(|error| error.to_string())?;
         Ok(options)
