@@ -1,6 +1,7 @@
 //! One rank's part of one global batch on the host, and the place to resume from once it has been used.
 
 use crate::counters::Counters;
+use crate::room::Room;
 
 /// A place in the stream: how many samples, over all epochs and ranks, lie before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Deserialize, serde::Serialize)]
@@ -13,7 +14,7 @@ pub struct Cursor {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     /// `[B, 3, S, S]`, normalised; `None` when the caller has cached features.
-    pub pixels: Option<Vec<f32>>,
+    pub pixels: Option<Room>,
     /// S of `pixels`.
     pub image_size: usize,
     /// Drawn by the policy, then processed.

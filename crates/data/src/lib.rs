@@ -40,7 +40,7 @@
 //! };
 //! let mut loader = Loader::start(spec.clone())?;
 //! let first = loader.next_batch()?;
-//! assert_eq!(first.pixels.as_ref().map(Vec::len), Some(2 * 3 * 224 * 224));
+//! assert_eq!(first.pixels.as_ref().map(|pixels| pixels.len()), Some(2 * 3 * 224 * 224));
 //! let second = loader.next_batch()?;
 //!
 //! // Resumed, with another number of threads: the same second batch.
@@ -60,6 +60,7 @@ mod entries;
 pub mod error;
 pub mod index;
 pub mod index_file;
+mod kernel;
 pub mod lm_tokenizer;
 pub mod loader;
 pub mod location;
@@ -74,6 +75,7 @@ mod recent;
 pub mod remote;
 pub mod resize;
 pub mod rng;
+pub mod room;
 pub mod sample;
 pub mod scan;
 mod share;
@@ -81,6 +83,8 @@ pub mod source;
 pub mod tokenizer;
 pub mod tools;
 pub mod transform;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 pub use batch::{Batch, Cursor};
 pub use caption::{MAX_WORDS, TextPolicy, blip_caption};

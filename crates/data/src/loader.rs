@@ -16,6 +16,7 @@ use crate::index::Index;
 use crate::order::{Order, SampleRef, rank_slice};
 use crate::ordered::Ordered;
 use crate::prefetch::Prefetch;
+use crate::room::Rooms;
 use crate::transform::Transform;
 
 /// Finished batches that each thread may hold.
@@ -82,7 +83,9 @@ impl Loader {
         let mut prefetch = Prefetch::start(&spec.index, &spec.order, spec.shards_ahead)?;
         prefetch.reach(spec.start_position);
         let (workers, index) = (spec.workers, Arc::clone(&spec.index));
-        let make = move |number| Some(spec.batch(number));
+        // Of each thread one batch is being made and one is in use.
+        let rooms = Rooms::new(workers.max(1) * (BATCHES_AHEAD + 2));
+        let make = move |number| Some(spec.batch(number, &rooms));
         let batches = Ordered::start("data", workers, BATCHES_AHEAD, make)?;
         Ok(Self { batches, counters: Counters::default(), max_skipped_ratio, prefetch, index })
     }
@@ -160,7 +163,7 @@ impl LoaderSpec {
     }
 
     /// Our part of batch `number`.
-    fn batch(&self, number: u64) -> Result<Batch, DataError> {
+    fn batch(&self, number: u64, rooms: &Rooms) -> Result<Batch, DataError> {
         let first = self.start_position + number * self.global_batch as u64;
         let end = first + self.global_batch as u64;
         if let Some(samples) = self.order.end().filter(|&samples| samples < end) {
@@ -168,10 +171,11 @@ impl LoaderSpec {
             return Err(DataError::Exhausted { samples });
         }
         let ours = rank_slice(self.global_batch, self.rank, self.world_size);
+        let image_size = self.transform.as_ref().map_or(0, |transform| transform.config().image_size);
         let mut batch = Batch {
             cursor: Cursor { position: end },
-            image_size: self.transform.as_ref().map_or(0, |transform| transform.config().image_size),
-            pixels: self.transform.as_ref().map(|_| Vec::new()),
+            image_size,
+            pixels: self.transform.as_ref().map(|_| rooms.take(ours.len() * 3 * image_size * image_size)),
             ..Batch::default()
         };
         for place in self.order.slice(first + ours.start as u64, ours.len()) {
@@ -188,7 +192,11 @@ impl LoaderSpec {
             batch.counters.seen += u64::from(step == 0);
             // A shard that cannot be had is no bad sample: other ranks may have it, and would see other batches.
             let file = self.index.open_shard(self.index.entry(sample).shard)?;
-            match self.example(&file, sample, place.epoch, batch.pixels.as_mut()) {
+            // Behind those of the samples that are there.
+            let values = 3 * batch.image_size * batch.image_size;
+            let first = batch.samples.len() * values;
+            let pixels = batch.pixels.as_mut().map(|pixels| &mut pixels[first..first + values]);
+            match self.example(&file, sample, place.epoch, pixels) {
                 Ok(text) => {
                     batch.texts.push(text);
                     batch.keys.push(self.index.entry(sample).key.to_string());
@@ -205,13 +213,13 @@ impl LoaderSpec {
         Err(batch.counters.too_many(self.max_skipped_ratio))
     }
 
-    /// Text of one sample in one epoch; the pixels of that epoch's view are appended to `pixels`.
+    /// Text of one sample in one epoch; that epoch's view is written to `pixels` `[3, S, S]`.
     fn example(
         &self,
         file: &File,
         sample: usize,
         epoch: u64,
-        pixels: Option<&mut Vec<f32>>,
+        pixels: Option<&mut [f32]>,
     ) -> Result<String, SampleError> {
         let mut captions = self.index.read_captions_in(file, sample)?;
         captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));

@@ -10,17 +10,22 @@
 //! runs, vector code gives the same bytes as the scalar code.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+mod across;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+mod down;
 mod taps;
 #[cfg(target_arch = "x86_64")]
-mod wide;
+mod weighted;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use taps::{PRECISION_BITS, Taps};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use taps::LOW_BITS;
+pub(crate) use taps::PRECISION_BITS;
+use taps::Taps;
+
+use crate::kernel::Kernel;
 
 /// A rectangle of a picture, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,37 +51,29 @@ pub fn bicubic(rgb: &[u8], row_width: usize, crop: Crop, out_width: usize, out_h
 
 /// As [`bicubic`], to `[width, height]`, into a vector that is used again: what it held is gone.
 pub fn bicubic_into(rgb: &[u8], row_width: usize, crop: Crop, size: [usize; 2], out: &mut Vec<u8>) {
+    bicubic_rows(rgb, row_width, crop, size, out, &mut |_, _| {});
+}
+
+/// As [`bicubic_into`]; `finished` is called with each row's number and bytes, and [`BEHIND`] bytes without meaning behind
+/// them, as early as may be. What it writes to memory then is under way while the next row is made.
+pub(crate) fn bicubic_rows(
+    rgb: &[u8],
+    row_width: usize,
+    crop: Crop,
+    size: [usize; 2],
+    out: &mut Vec<u8>,
+    finished: &mut dyn FnMut(usize, &[u8]),
+) {
     thread_local! {
         // Fresh pages for every picture would cost a tenth of the time.
         static SCRATCH: RefCell<Scratch> = RefCell::default();
     }
     let source = Rows::of(rgb, row_width, crop);
-    SCRATCH.with_borrow_mut(|scratch| scratch.resample(Kernel::best(), source, crop, size, out));
+    SCRATCH.with_borrow_mut(|scratch| scratch.resample(Kernel::best(), (source, crop), size, out, finished));
 }
 
-/// Which code does the sums.
-#[derive(Debug, Clone, Copy)]
-enum Kernel {
-    Scalar,
-    #[cfg(target_arch = "x86_64")]
-    Avx2(pulp::x86::V3),
-    #[cfg(target_arch = "x86_64")]
-    Avx512(pulp::x86::V4),
-}
-
-impl Kernel {
-    /// The widest that the processor has; the look-up is remembered.
-    fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = || pulp::x86::V3::try_new().map(Self::Avx2);
-            if let Some(wide) = pulp::x86::V4::try_new().map(Self::Avx512).or_else(avx2) {
-                return wide;
-            }
-        }
-        Self::Scalar
-    }
-}
+/// Bytes behind a row that can be read.
+pub(crate) const BEHIND: usize = 4;
 
 /// Rows of pixels that lie `stride` bytes apart.
 #[derive(Clone, Copy)]
@@ -114,34 +111,35 @@ struct Scratch {
     sums: Vec<i32>,
     horizontal: Taps,
     vertical: Taps,
-    /// A few rows with room behind them.
     #[cfg(target_arch = "x86_64")]
-    padded: Vec<u8>,
+    work: across::Workspace,
 }
 
 impl Scratch {
     fn resample(
         &mut self,
         kernel: Kernel,
-        source: Rows<'_>,
-        crop: Crop,
+        (source, crop): (Rows<'_>, Crop),
         [out_width, out_height]: [usize; 2],
         out: &mut Vec<u8>,
+        finished: &mut dyn FnMut(usize, &[u8]),
     ) {
-        self.horizontal.fill(crop.width, out_width);
-        self.vertical.fill(crop.height, out_height);
+        self.horizontal.fill(kernel, crop.width, out_width);
+        self.vertical.fill(kernel, crop.height, out_height);
         let mut middle = std::mem::take(&mut self.middle);
         let between = |middle, length| Rows { bytes: middle, start: 0, stride: length, length };
         if vertical_first(crop, out_width, out_height) {
-            self.vertical_pass(kernel, source, 0, &mut middle);
+            self.vertical_pass(kernel, source, 0, &mut middle, &mut |_, _| {});
             self.horizontal_passes(kernel, between(&middle, source.length), 0..out_height, out);
+            all_finished(out, out_width * 3, finished);
         } else if crop.height == out_height {
             // The taps of an equal size would be 1 at the pixel itself: Pillow skips such a pass, and so do we.
             self.horizontal_passes(kernel, source, 0..crop.height, out);
+            all_finished(out, out_width * 3, finished);
         } else {
             let rows = self.vertical.first_used()..self.vertical.last_used();
             self.horizontal_passes(kernel, source, rows.clone(), &mut middle);
-            self.vertical_pass(kernel, between(&middle, out_width * 3), rows.start, out);
+            self.vertical_pass(kernel, between(&middle, out_width * 3), rows.start, out, finished);
         }
         self.middle = middle;
     }
@@ -169,29 +167,55 @@ impl Scratch {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(avx2) => wide::horizontal_passes(avx2, rows, numbers, taps, &mut self.padded, out),
+            Kernel::Avx2(avx2) => {
+                across::horizontal_passes(avx2, rows, numbers, taps.pairs(), &mut self.work, out);
+            }
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx512(avx512) => {
-                wide::horizontal_passes(avx512, rows, numbers, taps, &mut self.padded, out);
+                across::horizontal_passes(avx512, rows, numbers, taps.pairs(), &mut self.work, out);
             }
         }
     }
 
     /// Each output row is a weighted sum of whole rows; `first_row` is the number of the first row that is there.
-    fn vertical_pass(&mut self, kernel: Kernel, rows: Rows<'_>, first_row: usize, out: &mut Vec<u8>) {
-        out.resize(self.vertical.len() * rows.length, 0);
+    fn vertical_pass(
+        &mut self,
+        kernel: Kernel,
+        rows: Rows<'_>,
+        first_row: usize,
+        out: &mut Vec<u8>,
+        finished: &mut dyn FnMut(usize, &[u8]),
+    ) {
+        let taps = &mut self.vertical;
+        let wanted = taps.len() * rows.length;
+        out.resize(wanted + BEHIND, 0);
+        #[cfg(target_arch = "x86_64")]
+        let (given, columns) = ((rows, first_row..taps.last_used()), &mut self.work.columns);
         let done = match kernel {
             Kernel::Scalar => false,
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(avx2) => wide::vertical_pass(avx2, rows, first_row, &mut self.vertical, out),
+            Kernel::Avx2(avx2) => down::vertical_pass(avx2, given, taps.pairs(), columns, out, finished),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512(avx512) => wide::vertical_pass(avx512, rows, first_row, &mut self.vertical, out),
+            Kernel::Avx512(avx512) => {
+                down::vertical_pass(avx512, given, taps.pairs(), columns, out, finished)
+            }
         };
+        out.truncate(wanted);
         if !done {
             self.sums.resize(rows.length, 0);
-            vertical_pass(rows, first_row, &self.vertical, &mut self.sums, out);
+            vertical_pass(rows, first_row, taps, &mut self.sums, out);
+            all_finished(out, rows.length, finished);
         }
     }
+}
+
+fn all_finished(out: &mut Vec<u8>, length: usize, finished: &mut dyn FnMut(usize, &[u8])) {
+    let wanted = out.len();
+    out.resize(wanted + BEHIND, 0);
+    for (number, start) in (0..wanted).step_by(length).enumerate() {
+        finished(number, &out[start..start + length + BEHIND]);
+    }
+    out.truncate(wanted);
 }
 
 /// Whether the height is shrunk so much more than the width that Pillow 13 begins with it
@@ -294,7 +318,7 @@ mod tests {
     proptest! {
         #[test]
         fn vector_code_gives_the_bytes_of_scalar_code(
-            width in 1usize..90, height in 1usize..90, out_width in 1usize..70, out_height in 1usize..70,
+            width in 1usize..260, height in 1usize..90, out_width in 1usize..90, out_height in 1usize..70,
             cut in 0usize..20, seed: u64,
         ) {
             let mut rng = crate::rng::Rng::new(seed, crate::rng::Stream::Crop, &[]);
@@ -305,14 +329,18 @@ mod tests {
             let resampled = |kernel| {
                 let mut out = vec![9; 5];
                 let source = Rows::of(&rgb, width, crop);
-                Scratch::default().resample(kernel, source, crop, [out_width, out_height], &mut out);
+                let mut rows = Vec::new();
+                let mut finished = |number, row: &[u8]| {
+                    assert_eq!((number, row.len()), (rows.len() / out_width / 3, out_width * 3 + BEHIND));
+                    rows.extend_from_slice(&row[..out_width * 3]);
+                };
+                Scratch::default().resample(kernel, (source, crop), [out_width, out_height], &mut out, &mut finished);
+                assert_eq!(rows, out);
                 out
             };
             let scalar = resampled(Kernel::Scalar);
-            prop_assert_eq!(&resampled(Kernel::best()), &scalar);
-            #[cfg(target_arch = "x86_64")]
-            if let Some(avx2) = pulp::x86::V3::try_new() {
-                prop_assert_eq!(&resampled(Kernel::Avx2(avx2)), &scalar);
+            for kernel in Kernel::wide() {
+                prop_assert_eq!(&resampled(kernel), &scalar, "{:?}", kernel);
             }
         }
     }

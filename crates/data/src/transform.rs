@@ -5,14 +5,17 @@
 //! squashed to S) and `train` its `blip2_image_train`.
 
 mod config;
+mod normalize;
 
 use std::cell::RefCell;
 
 pub use config::{CropConfig, Fit, TransformConfig};
+use normalize::{Normalize, place};
 
 use crate::augment::{self, ColorJitter};
 use crate::decode::{DecodeOptions, Decoded, decode_into};
 use crate::error::{DataError, SkipReason};
+use crate::kernel::Kernel;
 use crate::resize::{self, Crop};
 use crate::rng::{Rng, Stream};
 
@@ -29,21 +32,15 @@ pub struct Pixels {
 #[derive(Debug, Clone)]
 pub struct Transform {
     config: TransformConfig,
-    /// Normalised value of each byte, per channel.
-    lookup: Box<[[f32; 256]; 3]>,
+    normalize: Normalize,
 }
 
 impl Transform {
     /// The transform of a config; see [`TransformConfig::check`].
     pub fn new(config: TransformConfig) -> Result<Self, DataError> {
         config.check()?;
-        let mut lookup = Box::new([[0.0; 256]; 3]);
-        for (channel, table) in lookup.iter_mut().enumerate() {
-            for (byte, value) in table.iter_mut().enumerate() {
-                *value = (byte as f32 / 255.0 - config.mean[channel]) / config.std[channel];
-            }
-        }
-        Ok(Self { config, lookup })
+        let normalize = Normalize::new(config.mean, config.std);
+        Ok(Self { config, normalize })
     }
 
     /// What it was made from.
@@ -75,20 +72,20 @@ impl Transform {
 
     /// One view of the picture for training.
     pub fn train(&self, decoded: &Decoded, seed: u64, sample: u64, view: u64) -> Pixels {
-        let mut values = Vec::new();
-        self.train_into(decoded, seed, sample, view, &mut values);
-        Pixels { size: self.config.image_size, values }
+        let mut pixels = self.blank();
+        self.train_into(decoded, seed, sample, view, &mut pixels.values);
+        pixels
     }
 
-    /// Decodes `file` and appends one view of it to `values`, `[3, S, S]` more: [`crate::decode()`] and
-    /// [`Transform::train`] in memory that each thread keeps.
+    /// Decodes `file` and writes one view of it to `values` `[3, S, S]`: [`crate::decode()`] and [`Transform::train`] in
+    /// memory that each thread keeps.
     pub fn train_file(
         &self,
         file: &[u8],
         seed: u64,
         sample: u64,
         view: u64,
-        values: &mut Vec<f32>,
+        values: &mut [f32],
     ) -> Result<(), SkipReason> {
         thread_local! {
             static DECODED: RefCell<Decoded> = RefCell::default();
@@ -100,8 +97,8 @@ impl Transform {
         })
     }
 
-    /// As [`Transform::train`]; appends to `values`.
-    fn train_into(&self, decoded: &Decoded, seed: u64, sample: u64, view: u64, values: &mut Vec<f32>) {
+    /// As [`Transform::train`], to `values`.
+    fn train_into(&self, decoded: &Decoded, seed: u64, sample: u64, view: u64, values: &mut [f32]) {
         thread_local! {
             static RGB: RefCell<Vec<u8>> = RefCell::default();
         }
@@ -119,11 +116,22 @@ impl Transform {
         let crop =
             random_crop(decoded.width, decoded.height, &config.random_resized_crop, &mut rng(Stream::Crop));
         RGB.with_borrow_mut(|rgb| {
-            resize::bicubic_into(&decoded.rgb, decoded.width, crop, [side, side], rgb);
             let flip = rng(Stream::Flip).chance(config.flip_probability);
             if self.only_flips() {
-                return self.append_normalized(rgb, flip, values);
+                let kernel = Kernel::best();
+                let mut finished =
+                    |row, bytes: &[u8]| self.normalize.row(kernel, bytes, [row, side], flip, values);
+                let rgb = &mut *rgb;
+                return resize::bicubic_rows(
+                    &decoded.rgb,
+                    decoded.width,
+                    crop,
+                    [side, side],
+                    rgb,
+                    &mut finished,
+                );
             }
+            resize::bicubic_into(&decoded.rgb, decoded.width, crop, [side, side], rgb);
             if flip {
                 augment::flip(rgb, side);
             }
@@ -159,14 +167,14 @@ impl Transform {
     }
 
     /// Colours, grey, blur: on floats, and only when one of them is wanted.
-    fn train_colors(&self, rgb: &[u8], rng: impl Fn(Stream) -> Rng, out: &mut Vec<f32>) {
+    fn train_colors(&self, rgb: &[u8], rng: impl Fn(Stream) -> Rng, out: &mut [f32]) {
         let config = &self.config;
         let jitter = config.color_jitter != ColorJitter::default();
         let grey = rng(Stream::Grayscale).chance(config.grayscale_probability);
         let mut blur_rng = rng(Stream::Blur);
         let blurred = blur_rng.chance(config.blur.probability);
         if !(jitter || grey || blurred) {
-            return self.append_normalized(rgb, false, out);
+            return self.normalize_to(rgb, false, out);
         }
         let mut values: Vec<f32> = rgb.iter().map(|&value| f32::from(value) / 255.0).collect();
         if jitter {
@@ -179,9 +187,10 @@ impl Transform {
             let sigma = blur_rng.uniform_in(config.blur.sigma[0], config.blur.sigma[1]);
             augment::blur(&mut values, config.image_size, sigma);
         }
-        self.append_planes(&values, false, out, |channel, value| {
-            (value - config.mean[channel]) / config.std[channel]
-        });
+        let (red, rest) = out.split_at_mut(values.len() / 3);
+        let (green, blue) = rest.split_at_mut(values.len() / 3);
+        let value = |channel: usize, value: f32| (value - config.mean[channel]) / config.std[channel];
+        place(values.chunks_exact(3), value, [red, green, blue]);
     }
 
     /// `crop` of the picture, squashed to `[S, S, 3]`.
@@ -192,42 +201,18 @@ impl Transform {
 
     /// `[S, S, 3]` bytes to `[3, S, S]` values `(x / 255 - mean) / std`, in f32 as torch computes them.
     pub fn normalize(&self, rgb: &[u8]) -> Pixels {
-        let mut values = Vec::new();
-        self.append_normalized(rgb, false, &mut values);
-        Pixels { size: self.config.image_size, values }
+        let mut pixels = self.blank();
+        self.normalize_to(rgb, false, &mut pixels.values);
+        pixels
     }
 
-    fn append_normalized(&self, rgb: &[u8], mirrored: bool, values: &mut Vec<f32>) {
-        self.append_planes(rgb, mirrored, values, |channel, value| self.lookup[channel][usize::from(value)]);
+    fn normalize_to(&self, rgb: &[u8], mirrored: bool, values: &mut [f32]) {
+        self.normalize.planes(Kernel::best(), rgb, self.config.image_size, mirrored, values);
     }
 
-    /// Appends `[S, S, 3]` as three planes, left and right exchanged if `mirrored`.
-    fn append_planes<T: Copy>(
-        &self,
-        pixels: &[T],
-        mirrored: bool,
-        values: &mut Vec<f32>,
-        value: impl Fn(usize, T) -> f32,
-    ) {
+    fn blank(&self) -> Pixels {
         let size = self.config.image_size;
-        let start = values.len();
-        values.resize(start + 3 * size * size, 0.0);
-        let (red, rest) = values[start..].split_at_mut(size * size);
-        let (green, blue) = rest.split_at_mut(size * size);
-        let rows =
-            red.chunks_exact_mut(size).zip(green.chunks_exact_mut(size)).zip(blue.chunks_exact_mut(size));
-        for (pixels, ((red, green), blue)) in pixels.chunks_exact(size * 3).zip(rows) {
-            let places = red.iter_mut().zip(green).zip(blue);
-            let set = |(pixel, ((red, green), blue)): (&[T], ((&mut f32, &mut f32), &mut f32))| {
-                *red = value(0, pixel[0]);
-                *green = value(1, pixel[1]);
-                *blue = value(2, pixel[2]);
-            };
-            match mirrored {
-                true => pixels.chunks_exact(3).rev().zip(places).for_each(set),
-                false => pixels.chunks_exact(3).zip(places).for_each(set),
-            }
-        }
+        Pixels { size, values: vec![0.0; 3 * size * size] }
     }
 }
 
@@ -327,20 +312,19 @@ mod tests {
     }
 
     #[test]
-    fn a_file_becomes_what_its_pixels_become_behind_what_was_there() {
+    fn a_file_becomes_what_its_pixels_become_whatever_was_there() {
         let mut png = std::io::Cursor::new(Vec::new());
         let decoded = picture(40, 30);
         let image = image::RgbImage::from_raw(40, 30, decoded.rgb.clone()).unwrap();
         image.write_to(&mut png, image::ImageFormat::Png).unwrap();
         let plain = transform(|_| {});
-        let mut values = vec![7.0];
+        let mut values = vec![7.0; 3 * 24 * 24];
         plain.train_file(png.get_ref(), 1, 2, 3, &mut values).unwrap();
         assert_eq!(
             plain.train_file(b"no picture", 1, 2, 3, &mut values),
             Err(SkipReason::ImageFormatUnknown)
         );
-        assert_eq!(values[0], 7.0);
-        assert_eq!(values[1..], plain.train(&decoded, 1, 2, 3).values);
+        assert_eq!(values, plain.train(&decoded, 1, 2, 3).values);
     }
 
     #[test]

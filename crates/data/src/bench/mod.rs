@@ -21,8 +21,7 @@ use crate::transform::{Transform, TransformConfig};
 
 /// Turns that our loader and the peer take.
 const ROUNDS: usize = 4;
-/// Pictures of one batch. glibc gives larger blocks back to the system each time, and fresh pages would cost a quarter
-/// of the time here; a training worker tells it not to (`torch-bridge`'s allocator), and this program cannot.
+/// Pictures of one batch, of ours and of the peer's.
 const BATCH: usize = 32;
 
 /// What to measure.
@@ -190,9 +189,8 @@ fn decode_rate(files: &[Vec<u8>], time: Duration) -> f64 {
 
 fn view_rate(files: &[Vec<u8>], time: Duration) -> Result<f64, DataError> {
     let transform = Transform::new(TransformConfig::default())?;
-    let mut values = Vec::new();
+    let mut values = vec![0.0; 3 * transform.config().image_size.pow(2)];
     Ok(rate(time, files.len(), |number| {
-        values.clear();
         let _ = transform.train_file(&files[number], 1, number as u64, 0, &mut values);
     }))
 }

@@ -1,24 +1,24 @@
 //! Registers of 256 bits: AVX2, which x86-64 processors have had since 2013.
 
-use std::arch::x86_64::__m256i;
+use std::arch::x86_64::{__m256, __m256i};
 
 use pulp::NullaryFnOnce;
 use pulp::bytemuck::cast;
 use pulp::x86::V3;
 
-use super::taps::{LOW_BITS, PRECISION_BITS};
-use super::wide::{LANE, Wide, bytes, pair_of_pixels};
+use super::{CHANNELS, Column, Columns, LANE, MOST_LANES, THREE_OF_FOUR, Wide, bytes, pair_of_pixels};
+use crate::resize::{LOW_BITS, PRECISION_BITS};
 
 const PAIRS: [[[u8; LANE]; 2]; 2] = [[pair_of_pixels(0); 2], [pair_of_pixels(6); 2]];
 
 impl Wide for V3 {
     type Register = __m256i;
+    type Floats = __m256;
     const LANES: usize = 2;
 
     #[inline(always)]
-    fn gather(self, rows: &[&[u8]], at: usize) -> __m256i {
-        let lanes: [[u8; LANE]; 2] = [bytes(rows[0], at), bytes(rows[1], at)];
-        cast(lanes)
+    fn gather(self, [one, two, ..]: [[u8; LANE]; MOST_LANES]) -> __m256i {
+        cast([one, two])
     }
 
     #[inline(always)]
@@ -62,8 +62,49 @@ impl Wide for V3 {
     }
 
     #[inline(always)]
+    fn rgb(self, pixels: __m256i) -> __m256i {
+        self.avx2._mm256_shuffle_epi8(pixels, cast([THREE_OF_FOUR; 2]))
+    }
+
+    #[inline(always)]
     fn lanes(self, register: __m256i) -> impl AsRef<[[u8; LANE]]> {
         cast::<__m256i, [[u8; LANE]; 2]>(register)
+    }
+
+    #[inline(always)]
+    fn channel(self, pixels: __m256i, channel: usize, mirrored: bool) -> __m256 {
+        let mask = cast([CHANNELS[usize::from(mirrored)][channel]; 2]);
+        self.avx._mm256_cvtepi32_ps(self.avx2._mm256_shuffle_epi8(pixels, mask))
+    }
+
+    #[inline(always)]
+    fn splat_float(self, value: f32) -> __m256 {
+        self.avx._mm256_set1_ps(value)
+    }
+
+    #[inline(always)]
+    fn times(self, a: __m256, b: __m256) -> __m256 {
+        self.avx._mm256_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn minus(self, a: __m256, b: __m256) -> __m256 {
+        self.avx._mm256_sub_ps(a, b)
+    }
+
+    #[inline(always)]
+    fn times_plus(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        self.fma._mm256_fmadd_ps(a, b, c)
+    }
+
+    #[inline(always)]
+    fn values(self, floats: __m256) -> impl AsRef<[f32]> {
+        cast::<__m256, [f32; 8]>(floats)
+    }
+
+    #[inline(always)]
+    fn columns(columns: &mut Columns) -> &mut Vec<Column<Self>> {
+        &mut columns.avx2
     }
 
     #[inline(always)]
