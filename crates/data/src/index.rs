@@ -24,13 +24,12 @@ pub use crate::entries::SampleEntry;
 use crate::error::{DataError, SkipReason};
 use crate::index_file::{ShardIndex, Stamp, hex, path_beside};
 use crate::location::Location;
+use crate::open_shards::OpenShards;
 use crate::pattern;
 use crate::remote::{Remote, RemoteOptions};
 use crate::scan::scan;
 pub use crate::scan::{ImageKind, Span};
 
-/// Shards kept open at once for reading.
-const MAX_OPEN_SHARDS: usize = 256;
 /// Shards whose own lists are in memory at once, before they go into the table.
 const SHARDS_AT_ONCE: usize = 32;
 /// Shards that are scanned at once; remote ones wait for the network, not for the processor.
@@ -46,7 +45,7 @@ pub struct Index {
     problems: Counters,
     digest: String,
     remote: Option<Remote>,
-    open: Mutex<HashMap<u32, Arc<File>>>,
+    open: OpenShards,
 }
 
 #[derive(Debug)]
@@ -88,7 +87,7 @@ impl Index {
             problems: Counters::default(),
             digest: String::new(),
             remote,
-            open: Mutex::default(),
+            open: OpenShards::default(),
         };
         let mut keys = HashMap::new();
         let mut left = locations.into_iter();
@@ -185,26 +184,19 @@ impl Index {
     ///
     /// Errors end a run: the shard is gone, is not the size that was indexed, or its server gave up.
     pub fn open_shard(&self, number: u32) -> Result<Arc<File>, DataError> {
-        if let Some(file) = self.opened().get(&number) {
-            return Ok(Arc::clone(file));
+        if let Some(file) = self.open.get(number) {
+            return Ok(file);
         }
         // Fetching takes long: others may read meanwhile.
-        let file = Arc::new(self.find(&self.shards[number as usize])?);
-        let mut open = self.opened();
-        if open.len() >= MAX_OPEN_SHARDS {
-            open.clear();
-        }
-        open.insert(number, Arc::clone(&file));
+        let shard = &self.shards[number as usize];
+        let file = Arc::new(self.find(shard)?);
+        self.open.keep(number, &file, matches!(shard.location, Location::Remote(_)));
         Ok(file)
     }
 
     /// Whether `thread` waits for the server of a shard.
     pub(crate) fn waits_for_server(&self, thread: ThreadId) -> bool {
         self.remote.as_ref().is_some_and(|remote| remote.waits.holds(thread))
-    }
-
-    fn opened(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<File>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(&self, shard: &Shard) -> Result<File, DataError> {

@@ -63,6 +63,7 @@ pub mod index_file;
 pub mod loader;
 pub mod location;
 mod mixture;
+mod open_shards;
 pub mod order;
 mod ordered;
 pub mod pattern;
