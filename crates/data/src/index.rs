@@ -150,6 +150,11 @@ impl Index {
         &self.shards[number as usize].name
     }
 
+    /// Samples of shard `number`.
+    pub(crate) fn samples_of(&self, number: u32) -> Range<usize> {
+        self.shards[number as usize].samples.clone()
+    }
+
     /// Number of shards.
     pub fn num_shards(&self) -> usize {
         self.shards.len()
