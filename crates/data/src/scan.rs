@@ -316,7 +316,9 @@ mod tests {
     #[test]
     fn names_that_are_no_utf8_stay_apart() {
         let mut bytes = Vec::new();
-        for name in [&b"\xff.txt"[..], b"\xfe.txt", b"\xff.jpg", b"\xfe.jpg", "é.jpg".as_bytes(), "é.txt".as_bytes()] {
+        for name in
+            [&b"\xff.txt"[..], b"\xfe.txt", b"\xff.jpg", b"\xfe.jpg", "é.jpg".as_bytes(), "é.txt".as_bytes()]
+        {
             let mut header = tar::Header::new_gnu();
             header.as_old_mut().name[..name.len()].copy_from_slice(name);
             header.set_size(0);

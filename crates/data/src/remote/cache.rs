@@ -107,7 +107,9 @@ impl Cache {
         let mut used: u64 = files.values().map(Metadata::len).sum();
         let mut droppable: Vec<(SystemTime, PathBuf)> = files
             .iter()
-            .filter(|(path, _)| has_extension(path, "tar") || (has_extension(path, "part") && is_abandoned(path)))
+            .filter(|(path, _)| {
+                has_extension(path, "tar") || (has_extension(path, "part") && is_abandoned(path))
+            })
             .chain(files.iter().filter(|(path, _)| {
                 has_extension(path, "index") && !files.contains_key(&path.with_extension("tar"))
             }))

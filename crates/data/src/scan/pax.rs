@@ -70,7 +70,9 @@ mod tests {
     fn what_is_no_record_is_refused() {
         let padded = [record(b"size", b"7"), vec![0; 9]].concat();
         assert_eq!(records(&padded).unwrap().size, Some(7));
-        for wrong in ["5 x=", "9 x=\n", "x", "-5 x=\n", "+5 x=\n", "6 =ab\n", "6 size\n", "10 size=x\n", "4 =\n"] {
+        for wrong in
+            ["5 x=", "9 x=\n", "x", "-5 x=\n", "+5 x=\n", "6 =ab\n", "6 size\n", "10 size=x\n", "4 =\n"]
+        {
             assert_eq!(records(wrong.as_bytes()), None, "{wrong:?}");
         }
     }

@@ -23,7 +23,9 @@ fn jpeg(width: usize, height: usize, set: impl Fn(&mut Compressor) -> turbojpeg:
     let format = PixelFormat::RGB;
     let mut compressor = Compressor::new().unwrap();
     set(&mut compressor).unwrap();
-    compressor.compress_to_vec(Image { pixels: &pixels[..], width, pitch: width * 3, height, format }).unwrap()
+    compressor
+        .compress_to_vec(Image { pixels: &pixels[..], width, pitch: width * 3, height, format })
+        .unwrap()
 }
 
 fn plain(width: usize, height: usize) -> Vec<u8> {
@@ -117,16 +119,18 @@ fn tables_are_a_pictures_own() {
 fn what_libjpeg_merely_warns_of_is_borne_where_every_pixel_is_there() {
     let adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x07";
     let profile = b"\xff\xe2\0\x11ICC_PROFILE\0\x05\x02a";
-    for (kind, whole) in
-        [("plain", plain(64, 48)), ("progressive", jpeg(64, 48, |compressor| compressor.set_progressive(true)))]
-    {
+    for (kind, whole) in [
+        ("plain", plain(64, 48)),
+        ("progressive", jpeg(64, 48, |compressor| compressor.set_progressive(true))),
+    ] {
         let expected = fresh(&whole);
         let frame = marker(&whole, if kind == "plain" { 0xc0 } else { 0xc2 });
         let (scan, end, jfif) = (marker(&whole, 0xda), whole.len() - 2, marker(&whole, 0xe0));
         let mut revision = whole.clone();
         revision[jfif + 9] = 7;
         let no_jfif = [&whole[..2], adobe, &whole[jfif + 18..]].concat();
-        let everything = with(&with(&revision, scan, b"stray\xff\0\0"), frame, &[&profile[..], b"\0\0"].concat());
+        let everything =
+            with(&with(&revision, scan, b"stray\xff\0\0"), frame, &[&profile[..], b"\0\0"].concat());
         for (what, bytes) in [
             ("stray bytes before the frame", with(&whole, frame, b"stray")), // whole
             ("stray bytes before the scan", with(&whole, scan, b"stray")),   // whole
@@ -145,12 +149,12 @@ fn what_libjpeg_merely_warns_of_is_borne_where_every_pixel_is_there() {
         let ended = |start: &[u8], more: &[u8]| [start, more, b"\xff\xd9"].concat();
         let stray = with(&whole, scan, b"stray");
         for (what, bytes) in [
-            ("no end", whole[..end].to_vec()),                                       // "truncated"
-            ("half", whole[..half].to_vec()),                                        // "truncated"
-            ("half and an end", ended(&whole[..half], b"")),                         // grey below
-            ("half, stray bytes and an end", ended(&whole[..half], b"stray")),       // garbage below
-            ("stray bytes, then half", stray[..half + 5].to_vec()),                  // "truncated"
-            ("stray bytes, then half and an end", ended(&stray[..half + 5], b"")),   // grey below
+            ("no end", whole[..end].to_vec()),               // "truncated"
+            ("half", whole[..half].to_vec()),                // "truncated"
+            ("half and an end", ended(&whole[..half], b"")), // grey below
+            ("half, stray bytes and an end", ended(&whole[..half], b"stray")), // garbage below
+            ("stray bytes, then half", stray[..half + 5].to_vec()), // "truncated"
+            ("stray bytes, then half and an end", ended(&stray[..half + 5], b"")), // grey below
         ] {
             assert_eq!(here(&bytes), Err(SkipReason::ImageCorrupt), "{kind}: {what}");
         }
