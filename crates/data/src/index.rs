@@ -27,8 +27,8 @@ use crate::location::Location;
 use crate::open_shards::OpenShards;
 use crate::pattern;
 use crate::remote::{Remote, RemoteOptions};
-use crate::scan::scan;
 pub use crate::scan::{ImageKind, Span};
+use crate::scan::{MAX_MEMBERS, scan};
 
 /// Shards whose own lists are in memory at once, before they go into the table.
 const SHARDS_AT_ONCE: usize = 32;
@@ -54,12 +54,14 @@ struct Shard {
     name: Arc<str>,
     stamp: Stamp,
     samples: Range<usize>,
+    /// Why it gave nothing at all, if it is broken.
+    lost: Option<SkipReason>,
 }
 
 impl Index {
     /// The local shards that `patterns` name ([`pattern::shards`]) as one set.
     ///
-    /// Problems inside shards are counted in [`Index::problems`]. Errors: a shard is missing or unreadable; no
+    /// Problems inside shards are counted in [`Index::problems`]. Errors: a shard is missing, unreadable or too large; no
     /// usable sample is left over all shards.
     pub fn open(patterns: &[String]) -> Result<Self, DataError> {
         Self::open_sets(&[patterns.to_vec()], None)
@@ -99,7 +101,7 @@ impl Index {
             let indexes = load_all(&some, index.remote.as_ref())?;
             for (location, shard_index) in some.into_iter().zip(indexes) {
                 let keys: &mut HashSet<u128> = keys.entry(location.folder()).or_default();
-                index.add_shard(location, shard_index, keys);
+                index.add_shard(location, shard_index, keys)?;
             }
         }
         index.entries.close();
@@ -112,10 +114,21 @@ impl Index {
         Ok(index)
     }
 
-    fn add_shard(&mut self, location: Location, index: ShardIndex, keys: &mut HashSet<u128>) {
+    fn add_shard(
+        &mut self,
+        location: Location,
+        index: ShardIndex,
+        keys: &mut HashSet<u128>,
+    ) -> Result<(), DataError> {
         let first = self.entries.len();
         self.entries.begin_shard();
         let name: Arc<str> = location.to_string().into();
+        if index.scan.problems.contains_key(&SkipReason::ShardTooLarge) {
+            // The first part of it would pass for the whole.
+            return Err(DataError::ShardTooLarge { shard: name.to_string(), most: MAX_MEMBERS });
+        }
+        let mut ends = index.scan.problems.keys().copied().filter(|reason| reason.ends_a_shard());
+        let lost = ends.next().filter(|_| index.scan.samples.is_empty());
         self.problems.seen += index.scan.seen;
         for (reason, count) in index.scan.problems {
             *self.problems.skipped.entry((Arc::clone(&name), reason)).or_default() += count;
@@ -127,7 +140,9 @@ impl Index {
                 self.problems.add(&name, SkipReason::EntryUnsupported);
             }
         }
-        self.shards.push(Shard { location, name, stamp: index.stamp, samples: first..self.entries.len() });
+        let samples = first..self.entries.len();
+        self.shards.push(Shard { location, name, stamp: index.stamp, samples, lost });
+        Ok(())
     }
 
     /// Number of usable samples.
@@ -178,6 +193,20 @@ impl Index {
     /// What the scan found wrong, by shard and reason; `seen` counts all keys, usable or not.
     pub fn problems(&self) -> &Counters {
         &self.problems
+    }
+
+    /// Whether more than `limit` of the samples found, or of the shards, is bad: [`Counters::check`] for the samples.
+    ///
+    /// A broken shard counts as one problem however much stood in it, so shards are judged by themselves.
+    pub fn check(&self, limit: f64) -> Result<(), DataError> {
+        self.problems.check(limit)?;
+        let lost = || self.shards.iter().filter_map(|shard| shard.lost.map(|reason| (&shard.name, reason)));
+        let (count, shards) = (lost().count(), self.shards.len());
+        if count as f64 <= limit * shards as f64 {
+            return Ok(());
+        }
+        let names: Vec<String> = lost().take(5).map(|(name, reason)| format!("{name}: {reason}")).collect();
+        Err(DataError::ShardsLost { lost: count, shards, limit, names: names.join("; ") })
     }
 
     /// SHA-256 over keys, shard numbers, offsets and sizes, in hex: two runs with equal digests see equal samples.

@@ -75,10 +75,11 @@ pub struct Loader {
 impl Loader {
     /// Starts the threads.
     ///
-    /// Errors: a spec that names no batch; an index with more problems than `max_skipped_ratio` allows.
+    /// Errors: a spec that names no batch; an index with more problems than `max_skipped_ratio` allows
+    /// ([`Index::check`]).
     pub fn start(spec: LoaderSpec) -> Result<Self, DataError> {
         spec.check()?;
-        spec.index.problems().check(spec.max_skipped_ratio)?;
+        spec.index.check(spec.max_skipped_ratio)?;
         let max_skipped_ratio = spec.judges.then_some(spec.max_skipped_ratio);
         let mut prefetch = Prefetch::start(&spec.index, &spec.order, spec.shards_ahead)?;
         prefetch.reach(spec.start_position);

@@ -110,6 +110,39 @@ fn d1_broken_archives_are_counted_exactly_and_the_run_goes_on() {
 }
 
 #[test]
+fn d9_shards_that_hold_nothing_are_judged_by_their_number_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..30 {
+        let mut shard = Shard::new();
+        shard.samples(&format!("{number:02}-"), 100);
+        write(dir.path(), &format!("{number:02}.tar"), &shard.bytes());
+    }
+    write(dir.path(), "30.tar", &[0x5a; 100_000]);
+    write(dir.path(), "31.tar", b"");
+    // Two problems of 3000 samples; but nobody knows how many samples the two shards had.
+    let index = Arc::new(open(dir.path()));
+    assert_eq!(index.problems().total(), 2);
+    let strict = LoaderSpec { max_skipped_ratio: 0.01, ..spec(Arc::clone(&index)) };
+    let error = Loader::start(strict.clone()).unwrap_err();
+    assert!(matches!(error, DataError::ShardsLost { lost: 2, shards: 32, .. }), "{error}");
+    let message = error.to_string();
+    assert!(
+        message.contains("30.tar: shard_not_tar; ") && message.contains("31.tar: shard_not_tar"),
+        "{message}"
+    );
+    Loader::start(LoaderSpec { max_skipped_ratio: 0.1, ..strict }).unwrap();
+    // One of which a part is left is no lost one, nor is an archive of nothing.
+    let mut part = Shard::new();
+    part.samples("31-", 2);
+    let part = part.bytes();
+    write(dir.path(), "30.tar", &Shard::new().bytes());
+    write(dir.path(), "31.tar", &part[..part.len() - 1024]);
+    let index = open(dir.path());
+    assert_eq!(reasons(&index), counted(&[(SkipReason::ShardTruncated, 1)]));
+    index.check(0.001).unwrap();
+}
+
+#[test]
 fn d1_long_names_are_read_and_endless_ones_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let long = format!("{}{}", "folder/".repeat(40), "k".repeat(200));
