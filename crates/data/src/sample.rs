@@ -204,7 +204,14 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
     #[derive(serde::Deserialize)]
     struct Fields {
         caption: Option<OneOrMany>,
-        tags: Option<OneOrMany>,
+        tags: Option<Tags>,
+    }
+    /// Tags of another kind are none: they are no reason to lose a caption.
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Tags {
+        Texts(OneOrMany),
+        Other(serde::de::IgnoredAny),
     }
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
@@ -224,7 +231,11 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
         return Ok(Captions { captions, tags: Vec::new() });
     }
     let fields: Fields = serde_json::from_slice(bytes).map_err(invalid)?;
-    Ok(Captions { captions: list(fields.caption), tags: list(fields.tags) })
+    let tags = match fields.tags {
+        Some(Tags::Texts(tags)) => Some(tags),
+        Some(Tags::Other(_)) | None => None,
+    };
+    Ok(Captions { captions: list(fields.caption), tags: list(tags) })
 }
 
 #[cfg(test)]
@@ -243,6 +254,14 @@ mod tests {
         assert_eq!(parse_json(br#"{"url": "x"}"#).unwrap(), Captions::default());
         assert_eq!(parse_json(br#"{"caption": 3}"#), Err(SkipReason::CaptionJsonInvalid));
         assert_eq!(parse_json(b"{"), Err(SkipReason::CaptionJsonInvalid));
+    }
+
+    #[test]
+    fn tags_of_another_kind_cost_no_caption() {
+        for tags in ["3", "[1, 2]", r#"{"a": ["b"]}"#, "true", "null", r#"["a", null]"#] {
+            let found = parse_json(format!(r#"{{"tags": {tags}, "caption": "a cat"}}"#).as_bytes()).unwrap();
+            assert_eq!(found, Captions { captions: vec!["a cat".to_owned()], tags: vec![] }, "{tags}");
+        }
     }
 
     #[test]
