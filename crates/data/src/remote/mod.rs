@@ -10,6 +10,7 @@ mod cache;
 mod cloud;
 mod download;
 mod http;
+mod http_date;
 mod retry;
 mod store;
 mod waits;
