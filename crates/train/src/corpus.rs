@@ -52,8 +52,7 @@ impl Corpus {
     /// Joins captions and features; a sample that lacks either on any rank is counted and left out on all.
     ///
     /// # Errors
-    /// [`data::DataError::TooManySkipped`] or [`data::DataError::ShardsLost`] above `max_skipped_ratio`, naming shards and
-    /// reasons; a lost peer.
+    /// [`data::DataError::TooManySkipped`] above `max_skipped_ratio`, naming shards and reasons; a lost peer.
     pub fn new(
         index: Arc<Index>,
         features: FeatureFile,
@@ -61,7 +60,6 @@ impl Corpus {
         group: &dyn ProcessGroup,
         max_skipped_ratio: f64,
     ) -> Result<Self, TrainError> {
-        index.check(max_skipped_ratio)?;
         let mut captions: Vec<Option<Captions>> = Vec::with_capacity(index.len());
         let mut errors = BTreeMap::new();
         for sample in 0..index.len() {
