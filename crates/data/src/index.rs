@@ -1,16 +1,17 @@
 //! Where every sample lies: set, shard, offsets and sizes, out of index files or one scan of the tar headers.
 //!
-//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned. What is wrong inside a shard is
+//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned, and a scan is kept for the next start.
+//! What is wrong inside a shard is
 //! counted and the rest is used, also when the whole file is no tar; a shard that is not there ends the run, because
 //! then the config names the wrong thing. Keys are unique inside one folder: img2dataset numbers the keys of every
 //! data set alike.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,12 +24,13 @@ use crate::entries::Entries;
 pub use crate::entries::SampleEntry;
 use crate::error::{DataError, SkipReason};
 use crate::index_file::{ShardIndex, Stamp, hex, path_beside};
+use crate::local;
 use crate::location::Location;
 use crate::open_shards::OpenShards;
 use crate::pattern;
 use crate::remote::{Remote, RemoteOptions};
+use crate::scan::MAX_MEMBERS;
 pub use crate::scan::{ImageKind, Span};
-use crate::scan::{MAX_MEMBERS, scan};
 
 /// Shards whose own lists are in memory at once, before they go into the table.
 const SHARDS_AT_ONCE: usize = 32;
@@ -69,6 +71,7 @@ impl Index {
 
     /// As [`Index::open`], for the sets of a mixture and for URLs.
     ///
+    /// The scan of a local shard is kept beside it, or in the cache folder of `remote` where that cannot be written on.
     /// Without `remote` a URL is refused. Further errors: a server that cannot be reached in time
     /// ([`DataError::Unreadable`]).
     pub fn open_sets(sets: &[Vec<String>], remote: Option<RemoteOptions>) -> Result<Self, DataError> {
@@ -79,7 +82,8 @@ impl Index {
             locations.extend(pattern::shards(patterns)?);
             ranges.push(first..locations.len());
         }
-        // Where all is local, nothing is kept: a disk that cannot be written on does not matter.
+        // Where all is local, no folder of copies is needed; scans go there that cannot stand beside their shards.
+        let scans = remote.as_ref().map(|options| options.cache_dir.clone());
         let needed = locations.iter().any(|location| matches!(location, Location::Remote(_)));
         let remote = remote.filter(|_| needed).map(Remote::new).transpose()?;
         let mut index = Self {
@@ -98,7 +102,7 @@ impl Index {
             if some.is_empty() {
                 break;
             }
-            let indexes = load_all(&some, index.remote.as_ref())?;
+            let indexes = load_all(&some, index.remote.as_ref(), scans.as_deref())?;
             for (location, shard_index) in some.into_iter().zip(indexes) {
                 let keys: &mut HashSet<u128> = keys.entry(location.folder()).or_default();
                 index.add_shard(location, shard_index, keys)?;
@@ -236,7 +240,7 @@ impl Index {
     fn find(&self, shard: &Shard) -> Result<File, DataError> {
         match (&shard.location, &self.remote) {
             (Location::Local(path), _) => {
-                let (file, metadata) = open_local(path)?;
+                let (file, metadata) = local::open(path)?;
                 if metadata.len() == shard.stamp.size {
                     return Ok(file);
                 }
@@ -286,13 +290,13 @@ pub fn write_index_files(patterns: &[String], contents: bool) -> Result<Written,
             let problem = "index files are written beside local shards; copy them to the server".to_owned();
             return Err(DataError::Pattern { pattern: shards[number].to_string(), problem });
         };
-        let (mut index, found) = local_index(path)?;
+        let (mut index, found) = local::index(path, None)?;
         if found && (!contents || index.stamp.sha256.is_some()) {
             return Ok(false);
         }
         let failed = |source| DataError::Unreadable { shard: path.display().to_string(), source };
         if contents {
-            index.stamp.sha256 = Some(sha256(&open_local(path)?.0).map_err(failed)?);
+            index.stamp.sha256 = Some(sha256(&local::open(path)?.0).map_err(failed)?);
         }
         let beside = path_beside(path);
         index.write(&beside).map_err(|source| DataError::Unwritable { path: beside, source })?;
@@ -302,11 +306,15 @@ pub fn write_index_files(patterns: &[String], contents: bool) -> Result<Written,
     Ok(Written { made, index: Index::open(patterns)? })
 }
 
-fn load_all(locations: &[Location], remote: Option<&Remote>) -> Result<Vec<ShardIndex>, DataError> {
+fn load_all(
+    locations: &[Location],
+    remote: Option<&Remote>,
+    scans: Option<&Path>,
+) -> Result<Vec<ShardIndex>, DataError> {
     let any_remote = locations.iter().any(|location| matches!(location, Location::Remote(_)));
     let threads = threads(if any_remote { REMOTE_THREADS } else { LOCAL_THREADS });
     in_parallel(locations.len(), threads, |number| match (&locations[number], remote) {
-        (Location::Local(path), _) => Ok(local_index(path)?.0),
+        (Location::Local(path), _) => local::kept_index(path, scans),
         (Location::Remote(url), Some(remote)) => remote.index(url),
         (location, None) => Err(no_cache(location)),
     })
@@ -321,32 +329,6 @@ fn threads(most: usize) -> usize {
 fn no_cache(location: &Location) -> DataError {
     let problem = "a URL needs a cache folder; none was given".to_owned();
     DataError::Pattern { pattern: location.to_string(), problem }
-}
-
-/// The index of a local shard, and whether it came from its index file.
-fn local_index(path: &Path) -> Result<(ShardIndex, bool), DataError> {
-    let (file, metadata) = open_local(path)?;
-    let stamp = Stamp { size: metadata.len(), modified_ns: modified_ns(&metadata), sha256: None };
-    let fits =
-        |index: &ShardIndex| (index.stamp.size, index.stamp.modified_ns) == (stamp.size, stamp.modified_ns);
-    if let Some(index) = ShardIndex::read(&path_beside(path)).filter(fits) {
-        return Ok((index, true));
-    }
-    let unreadable = |source| DataError::Unreadable { shard: path.display().to_string(), source };
-    Ok((ShardIndex { scan: scan(&file).map_err(unreadable)?, stamp }, false))
-}
-
-fn open_local(path: &Path) -> Result<(File, Metadata), DataError> {
-    let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));
-    let shard = || path.display().to_string();
-    opened.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => DataError::ShardMissing { shard: shard(), source },
-        _ => DataError::Unreadable { shard: shard(), source },
-    })
-}
-
-pub(crate) fn modified_ns(metadata: &Metadata) -> u64 {
-    (metadata.mtime() as u64).wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec() as u64)
 }
 
 /// SHA-256 of a whole file in hex.

@@ -61,6 +61,7 @@ pub mod error;
 pub mod index;
 pub mod index_file;
 pub mod loader;
+mod local;
 pub mod location;
 mod mixture;
 mod open_shards;
