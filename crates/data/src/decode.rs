@@ -6,7 +6,8 @@
 //! the first frame is used. Alpha is dropped, or composited on white, see [`Alpha`]. CMYK JPEGs are taken to be
 //! inverted, as Adobe writes them.
 
-use std::cell::RefCell;
+mod jpeg;
+
 use std::io::Cursor;
 
 use image::{ColorType, ImageDecoder, Limits};
@@ -81,7 +82,7 @@ fn reduced(decoded: &Decoded, side: usize) -> Decoded {
 
 fn decode_whole(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
     *into = match bytes {
-        [0xff, 0xd8, 0xff, ..] => return decode_jpeg(bytes, options, into),
+        [0xff, 0xd8, 0xff, ..] => return jpeg::decode(bytes, options, into),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes, options)?,
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => decode_webp(bytes, options)?,
         _ => return Err(SkipReason::ImageFormatUnknown),
@@ -95,70 +96,6 @@ fn check_size(width: u64, height: u64, options: &DecodeOptions) -> Result<(), Sk
         Some(pixels) if pixels <= options.max_pixels => Ok(()),
         _ => Err(SkipReason::ImageTooLarge),
     }
-}
-
-fn decode_jpeg(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
-    thread_local! {
-        static DECOMPRESSOR: RefCell<Option<turbojpeg::Decompressor>> = const { RefCell::new(None) };
-    }
-    DECOMPRESSOR.with_borrow_mut(|kept| {
-        let decompressor = match kept {
-            Some(decompressor) => decompressor,
-            None => kept.insert(decompressor().map_err(|_| SkipReason::ImageCorrupt)?),
-        };
-        decompress(decompressor, bytes, options, into)
-    })
-}
-
-fn decompressor() -> turbojpeg::Result<turbojpeg::Decompressor> {
-    let mut decompressor = turbojpeg::Decompressor::new()?;
-    // A progressive file may ask for thousands of scans of the whole picture.
-    decompressor.set_scan_limit(500)?;
-    Ok(decompressor)
-}
-
-fn decompress(
-    decompressor: &mut turbojpeg::Decompressor,
-    bytes: &[u8],
-    options: &DecodeOptions,
-    into: &mut Decoded,
-) -> Result<(), SkipReason> {
-    let header = decompressor.read_header(bytes).map_err(|_| SkipReason::ImageCorrupt)?;
-    let (width, height) = (header.width, header.height);
-    check_size(width as u64, height as u64, options)?;
-    let four_inks = matches!(header.colorspace, turbojpeg::Colorspace::CMYK | turbojpeg::Colorspace::YCCK);
-    let format = if four_inks { turbojpeg::PixelFormat::CMYK } else { turbojpeg::PixelFormat::RGB };
-    let pitch = width * format.size();
-    into.rgb.resize(pitch * height, 0);
-    let image = turbojpeg::Image { pixels: into.rgb.as_mut_slice(), width, pitch, height, format };
-    if let Err(error) = decompressor.decompress(bytes, image)
-        && !is_harmless(&error)
-    {
-        return Err(SkipReason::ImageCorrupt);
-    }
-    if four_inks {
-        into.rgb = cmyk_to_rgb(&into.rgb);
-    }
-    (into.width, into.height) = (width, height);
-    Ok(())
-}
-
-/// Stray bytes between markers are a warning to the library, and the picture is whole.
-fn is_harmless(error: &turbojpeg::Error) -> bool {
-    matches!(error, turbojpeg::Error::TurboJpegError(message) if message.contains("extraneous bytes before marker"))
-}
-
-/// Inverted CMYK as Adobe stores it: `channel = key - (255 - ink) * key / 255`, rounded as Pillow rounds.
-fn cmyk_to_rgb(pixels: &[u8]) -> Vec<u8> {
-    let mut rgb = Vec::with_capacity(pixels.len() / 4 * 3);
-    for pixel in pixels.chunks_exact(4) {
-        let key = u32::from(pixel[3]);
-        for &ink in &pixel[..3] {
-            let product = (255 - u32::from(ink)) * key + 128;
-            rgb.push((key - (((product >> 8) + product) >> 8)) as u8);
-        }
-    }
-    rgb
 }
 
 fn decode_png(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, SkipReason> {
@@ -319,12 +256,6 @@ mod tests {
             let again = decode_into(bytes, &DecodeOptions::default(), &mut kept).map(|()| kept.clone());
             assert_eq!(again, fresh);
         }
-    }
-
-    #[test]
-    fn cmyk_is_read_as_adobe_writes_it() {
-        let raw = [255u8, 255, 255, 255, 255, 0, 0, 255, 255, 255, 255, 0].repeat(64);
-        assert_eq!(cmyk_to_rgb(&raw)[..9], [255, 255, 255, 255, 0, 0, 0, 0, 0]);
     }
 
     proptest! {

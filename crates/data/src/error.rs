@@ -78,6 +78,29 @@ pub enum DataError {
         /// The shards with the most skips, with reasons.
         worst: String,
     },
+    /// More shards than the config allows samples gave nothing at all: nobody can count what was in them. Caller: do not
+    /// retry, mend the named shards.
+    #[error(
+        "{lost} of {shards} shards hold nothing that can be read, more than max_skipped_ratio {limit}: {names}"
+    )]
+    ShardsLost {
+        /// Shards that gave no sample because they are broken.
+        lost: usize,
+        /// All shards.
+        shards: usize,
+        /// The configured `max_skipped_ratio`.
+        limit: f64,
+        /// The first of them, with reasons.
+        names: String,
+    },
+    /// A shard holds more members than are read of one. Caller: give up, split the shard.
+    #[error("shard {shard} holds more than {most} files; split it")]
+    ShardTooLarge {
+        /// Name of the shard.
+        shard: String,
+        /// [`crate::scan::MAX_MEMBERS`].
+        most: usize,
+    },
     /// A value of this crate's config cannot be used. Caller: give up, the config is wrong.
     #[error("{key}: {problem}")]
     Config {
@@ -142,7 +165,7 @@ pub enum SkipReason {
     MemberTruncated,
     /// A header in the middle of the shard is broken; what came before it is kept.
     ShardCorrupt,
-    /// The shard holds more members than [`crate::scan::MAX_MEMBERS`]; the first ones are kept.
+    /// The shard holds more members than [`crate::scan::MAX_MEMBERS`]; [`crate::Index::open`] refuses it.
     ShardTooLarge,
     /// A link, device or sparse entry.
     EntryUnsupported,
@@ -165,6 +188,12 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
+    /// True of what ends the reading of a shard: nobody can count what stood behind it.
+    #[must_use]
+    pub fn ends_a_shard(self) -> bool {
+        matches!(self, Self::ShardNotTar | Self::ShardTruncated | Self::MemberTruncated | Self::ShardCorrupt)
+    }
+
     /// The stable `snake_case` name.
     pub fn as_str(self) -> &'static str {
         match self {

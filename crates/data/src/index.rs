@@ -1,16 +1,17 @@
 //! Where every sample lies: set, shard, offsets and sizes, out of index files or one scan of the tar headers.
 //!
-//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned. What is wrong inside a shard is
+//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned, and a scan is kept for the next start.
+//! What is wrong inside a shard is
 //! counted and the rest is used, also when the whole file is no tar; a shard that is not there ends the run, because
 //! then the config names the wrong thing. Keys are unique inside one folder: img2dataset numbers the keys of every
 //! data set alike.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,14 +24,14 @@ use crate::entries::Entries;
 pub use crate::entries::SampleEntry;
 use crate::error::{DataError, SkipReason};
 use crate::index_file::{ShardIndex, Stamp, hex, path_beside};
+use crate::local;
 use crate::location::Location;
+use crate::open_shards::OpenShards;
 use crate::pattern;
 use crate::remote::{Remote, RemoteOptions};
-use crate::scan::scan;
+use crate::scan::MAX_MEMBERS;
 pub use crate::scan::{ImageKind, Span};
 
-/// Shards kept open at once for reading.
-const MAX_OPEN_SHARDS: usize = 256;
 /// Shards whose own lists are in memory at once, before they go into the table.
 const SHARDS_AT_ONCE: usize = 32;
 /// Shards that are scanned at once; remote ones wait for the network, not for the processor.
@@ -46,7 +47,7 @@ pub struct Index {
     problems: Counters,
     digest: String,
     remote: Option<Remote>,
-    open: Mutex<HashMap<u32, Arc<File>>>,
+    open: OpenShards,
 }
 
 #[derive(Debug)]
@@ -55,12 +56,14 @@ struct Shard {
     name: Arc<str>,
     stamp: Stamp,
     samples: Range<usize>,
+    /// Why it gave nothing at all, if it is broken.
+    lost: Option<SkipReason>,
 }
 
 impl Index {
     /// The local shards that `patterns` name ([`pattern::shards`]) as one set.
     ///
-    /// Problems inside shards are counted in [`Index::problems`]. Errors: a shard is missing or unreadable; no
+    /// Problems inside shards are counted in [`Index::problems`]. Errors: a shard is missing, unreadable or too large; no
     /// usable sample is left over all shards.
     pub fn open(patterns: &[String]) -> Result<Self, DataError> {
         Self::open_sets(&[patterns.to_vec()], None)
@@ -68,6 +71,7 @@ impl Index {
 
     /// As [`Index::open`], for the sets of a mixture and for URLs.
     ///
+    /// The scan of a local shard is kept beside it, or in the cache folder of `remote` where that cannot be written on.
     /// Without `remote` a URL is refused. Further errors: a server that cannot be reached in time
     /// ([`DataError::Unreadable`]).
     pub fn open_sets(sets: &[Vec<String>], remote: Option<RemoteOptions>) -> Result<Self, DataError> {
@@ -78,7 +82,8 @@ impl Index {
             locations.extend(pattern::shards(patterns)?);
             ranges.push(first..locations.len());
         }
-        // Where all is local, nothing is kept: a disk that cannot be written on does not matter.
+        // Where all is local, no folder of copies is needed; scans go there that cannot stand beside their shards.
+        let scans = remote.as_ref().map(|options| options.cache_dir.clone());
         let needed = locations.iter().any(|location| matches!(location, Location::Remote(_)));
         let remote = remote.filter(|_| needed).map(Remote::new).transpose()?;
         let mut index = Self {
@@ -88,7 +93,7 @@ impl Index {
             problems: Counters::default(),
             digest: String::new(),
             remote,
-            open: Mutex::default(),
+            open: OpenShards::default(),
         };
         let mut keys = HashMap::new();
         let mut left = locations.into_iter();
@@ -97,10 +102,10 @@ impl Index {
             if some.is_empty() {
                 break;
             }
-            let indexes = load_all(&some, index.remote.as_ref())?;
+            let indexes = load_all(&some, index.remote.as_ref(), scans.as_deref())?;
             for (location, shard_index) in some.into_iter().zip(indexes) {
                 let keys: &mut HashSet<u128> = keys.entry(location.folder()).or_default();
-                index.add_shard(location, shard_index, keys);
+                index.add_shard(location, shard_index, keys)?;
             }
         }
         index.entries.close();
@@ -113,10 +118,21 @@ impl Index {
         Ok(index)
     }
 
-    fn add_shard(&mut self, location: Location, index: ShardIndex, keys: &mut HashSet<u128>) {
+    fn add_shard(
+        &mut self,
+        location: Location,
+        index: ShardIndex,
+        keys: &mut HashSet<u128>,
+    ) -> Result<(), DataError> {
         let first = self.entries.len();
         self.entries.begin_shard();
         let name: Arc<str> = location.to_string().into();
+        if index.scan.problems.contains_key(&SkipReason::ShardTooLarge) {
+            // The first part of it would pass for the whole.
+            return Err(DataError::ShardTooLarge { shard: name.to_string(), most: MAX_MEMBERS });
+        }
+        let mut ends = index.scan.problems.keys().copied().filter(|reason| reason.ends_a_shard());
+        let lost = ends.next().filter(|_| index.scan.samples.is_empty());
         self.problems.seen += index.scan.seen;
         for (reason, count) in index.scan.problems {
             *self.problems.skipped.entry((Arc::clone(&name), reason)).or_default() += count;
@@ -128,7 +144,9 @@ impl Index {
                 self.problems.add(&name, SkipReason::EntryUnsupported);
             }
         }
-        self.shards.push(Shard { location, name, stamp: index.stamp, samples: first..self.entries.len() });
+        let samples = first..self.entries.len();
+        self.shards.push(Shard { location, name, stamp: index.stamp, samples, lost });
+        Ok(())
     }
 
     /// Number of usable samples.
@@ -149,6 +167,11 @@ impl Index {
     /// Name of shard `number` as it is shown in messages and counters; no query of a URL is in it.
     pub fn shard(&self, number: u32) -> &Arc<str> {
         &self.shards[number as usize].name
+    }
+
+    /// Samples of shard `number`.
+    pub(crate) fn samples_of(&self, number: u32) -> Range<usize> {
+        self.shards[number as usize].samples.clone()
     }
 
     /// Number of shards.
@@ -176,6 +199,20 @@ impl Index {
         &self.problems
     }
 
+    /// Whether more than `limit` of the samples found, or of the shards, is bad: [`Counters::check`] for the samples.
+    ///
+    /// A broken shard counts as one problem however much stood in it, so shards are judged by themselves.
+    pub fn check(&self, limit: f64) -> Result<(), DataError> {
+        self.problems.check(limit)?;
+        let lost = || self.shards.iter().filter_map(|shard| shard.lost.map(|reason| (&shard.name, reason)));
+        let (count, shards) = (lost().count(), self.shards.len());
+        if count as f64 <= limit * shards as f64 {
+            return Ok(());
+        }
+        let names: Vec<String> = lost().take(5).map(|(name, reason)| format!("{name}: {reason}")).collect();
+        Err(DataError::ShardsLost { lost: count, shards, limit, names: names.join("; ") })
+    }
+
     /// SHA-256 over keys, shard numbers, offsets and sizes, in hex: two runs with equal digests see equal samples.
     pub fn digest(&self) -> &str {
         &self.digest
@@ -185,16 +222,13 @@ impl Index {
     ///
     /// Errors end a run: the shard is gone, is not the size that was indexed, or its server gave up.
     pub fn open_shard(&self, number: u32) -> Result<Arc<File>, DataError> {
-        if let Some(file) = self.opened().get(&number) {
-            return Ok(Arc::clone(file));
+        if let Some(file) = self.open.get(number) {
+            return Ok(file);
         }
         // Fetching takes long: others may read meanwhile.
-        let file = Arc::new(self.find(&self.shards[number as usize])?);
-        let mut open = self.opened();
-        if open.len() >= MAX_OPEN_SHARDS {
-            open.clear();
-        }
-        open.insert(number, Arc::clone(&file));
+        let shard = &self.shards[number as usize];
+        let file = Arc::new(self.find(shard)?);
+        self.open.keep(number, &file, matches!(shard.location, Location::Remote(_)));
         Ok(file)
     }
 
@@ -203,14 +237,10 @@ impl Index {
         self.remote.as_ref().is_some_and(|remote| remote.waits.holds(thread))
     }
 
-    fn opened(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<File>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn find(&self, shard: &Shard) -> Result<File, DataError> {
         match (&shard.location, &self.remote) {
             (Location::Local(path), _) => {
-                let (file, metadata) = open_local(path)?;
+                let (file, metadata) = local::open(path)?;
                 if metadata.len() == shard.stamp.size {
                     return Ok(file);
                 }
@@ -260,13 +290,13 @@ pub fn write_index_files(patterns: &[String], contents: bool) -> Result<Written,
             let problem = "index files are written beside local shards; copy them to the server".to_owned();
             return Err(DataError::Pattern { pattern: shards[number].to_string(), problem });
         };
-        let (mut index, found) = local_index(path)?;
+        let (mut index, found) = local::index(path, None)?;
         if found && (!contents || index.stamp.sha256.is_some()) {
             return Ok(false);
         }
         let failed = |source| DataError::Unreadable { shard: path.display().to_string(), source };
         if contents {
-            index.stamp.sha256 = Some(sha256(&open_local(path)?.0).map_err(failed)?);
+            index.stamp.sha256 = Some(sha256(&local::open(path)?.0).map_err(failed)?);
         }
         let beside = path_beside(path);
         index.write(&beside).map_err(|source| DataError::Unwritable { path: beside, source })?;
@@ -276,11 +306,15 @@ pub fn write_index_files(patterns: &[String], contents: bool) -> Result<Written,
     Ok(Written { made, index: Index::open(patterns)? })
 }
 
-fn load_all(locations: &[Location], remote: Option<&Remote>) -> Result<Vec<ShardIndex>, DataError> {
+fn load_all(
+    locations: &[Location],
+    remote: Option<&Remote>,
+    scans: Option<&Path>,
+) -> Result<Vec<ShardIndex>, DataError> {
     let any_remote = locations.iter().any(|location| matches!(location, Location::Remote(_)));
     let threads = threads(if any_remote { REMOTE_THREADS } else { LOCAL_THREADS });
     in_parallel(locations.len(), threads, |number| match (&locations[number], remote) {
-        (Location::Local(path), _) => Ok(local_index(path)?.0),
+        (Location::Local(path), _) => local::kept_index(path, scans),
         (Location::Remote(url), Some(remote)) => remote.index(url),
         (location, None) => Err(no_cache(location)),
     })
@@ -295,32 +329,6 @@ fn threads(most: usize) -> usize {
 fn no_cache(location: &Location) -> DataError {
     let problem = "a URL needs a cache folder; none was given".to_owned();
     DataError::Pattern { pattern: location.to_string(), problem }
-}
-
-/// The index of a local shard, and whether it came from its index file.
-fn local_index(path: &Path) -> Result<(ShardIndex, bool), DataError> {
-    let (file, metadata) = open_local(path)?;
-    let stamp = Stamp { size: metadata.len(), modified_ns: modified_ns(&metadata), sha256: None };
-    let fits =
-        |index: &ShardIndex| (index.stamp.size, index.stamp.modified_ns) == (stamp.size, stamp.modified_ns);
-    if let Some(index) = ShardIndex::read(&path_beside(path)).filter(fits) {
-        return Ok((index, true));
-    }
-    let unreadable = |source| DataError::Unreadable { shard: path.display().to_string(), source };
-    Ok((ShardIndex { scan: scan(&file).map_err(unreadable)?, stamp }, false))
-}
-
-fn open_local(path: &Path) -> Result<(File, Metadata), DataError> {
-    let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));
-    let shard = || path.display().to_string();
-    opened.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => DataError::ShardMissing { shard: shard(), source },
-        _ => DataError::Unreadable { shard: shard(), source },
-    })
-}
-
-pub(crate) fn modified_ns(metadata: &Metadata) -> u64 {
-    (metadata.mtime() as u64).wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec() as u64)
 }
 
 /// SHA-256 of a whole file in hex.

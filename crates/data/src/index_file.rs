@@ -16,8 +16,8 @@ use crate::scan::{ImageKind, Members, ShardScan, Span};
 
 /// Added to the shard's name.
 pub const SUFFIX: &str = ".index";
-/// Of the format; another one is scanned anew.
-const VERSION: u32 = 1;
+/// Of the format and of what a scan finds; after another one shards are scanned anew.
+const VERSION: u32 = 2;
 /// What the first line says it is.
 const FORMAT: &str = "blip2-index";
 

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A bad sample is a value ([`SampleError`]), not an exception: it is counted by shard and reason and replaced by
-//! the next good one, so that every rank keeps its batch size. [`DataError`] is for what ends a run.
+//! a good one, so that every rank keeps its batch size. [`DataError`] is for what ends a run.
 //!
 //! Nothing here touches a device or reads the environment, or knows more of ranks than two numbers; only downloads
 //! ([`remote`]) look at a clock.
@@ -63,8 +63,10 @@ pub mod index_file;
 mod kernel;
 pub mod lm_tokenizer;
 pub mod loader;
+mod local;
 pub mod location;
 mod mixture;
+mod open_shards;
 pub mod order;
 mod ordered;
 pub mod pattern;
@@ -80,6 +82,7 @@ pub mod sample;
 pub mod scan;
 mod share;
 pub mod source;
+mod stand_in;
 pub mod tokenizer;
 pub mod tools;
 pub mod transform;

@@ -1,28 +1,29 @@
 //! The stream of one rank's batches, made ahead by threads and delivered in order.
 //!
 //! Batch `k` of the run covers the positions `[start + k G, start + (k + 1) G)` with `G = global_batch`; each rank
-//! takes its [`rank_slice`]. A bad sample is counted once, where the order asked for it, and replaced by the next
-//! good one of its set: which one that is depends on the sample alone, so it is the same at any world size, and
-//! every rank keeps its batch size.
+//! takes its [`rank_slice`]. A bad sample is counted once, where the order asked for it, and replaced by a good one of
+//! its set: which one that is depends on the sample alone, so it is the same at any world size, and every rank keeps its
+//! batch size.
 
 use std::fs::File;
+use std::iter::once;
 use std::sync::Arc;
 
 use crate::batch::{Batch, Cursor};
 use crate::caption::{MAX_WORDS, TextPolicy, blip_caption};
 use crate::counters::Counters;
-use crate::error::{DataError, SampleError};
+use crate::error::{DataError, SkipReason};
 use crate::index::Index;
 use crate::order::{Order, SampleRef, rank_slice};
 use crate::ordered::Ordered;
 use crate::prefetch::Prefetch;
 use crate::room::Rooms;
+use crate::sample::Failed;
+use crate::stand_in::{KnownBad, stand_ins};
 use crate::transform::Transform;
 
 /// Finished batches that each thread may hold.
 const BATCHES_AHEAD: usize = 2;
-/// So many bad samples in a row, or a whole round of the set, mean that no good one is left.
-const MAX_REPLACEMENTS: usize = 10_000;
 
 /// What a loader reads, and which part of it is ours.
 #[derive(Debug, Clone)]
@@ -75,23 +76,26 @@ pub struct Loader {
 impl Loader {
     /// Starts the threads.
     ///
-    /// Errors: a spec that names no batch; an index with more problems than `max_skipped_ratio` allows.
+    /// Errors: a spec that names no batch; an index with more problems than `max_skipped_ratio` allows
+    /// ([`Index::check`]).
     pub fn start(spec: LoaderSpec) -> Result<Self, DataError> {
         spec.check()?;
-        spec.index.problems().check(spec.max_skipped_ratio)?;
+        spec.index.check(spec.max_skipped_ratio)?;
         let max_skipped_ratio = spec.judges.then_some(spec.max_skipped_ratio);
         let mut prefetch = Prefetch::start(&spec.index, &spec.order, spec.shards_ahead)?;
         prefetch.reach(spec.start_position);
         let (workers, index) = (spec.workers, Arc::clone(&spec.index));
         // Of each thread one batch is being made and one is in use.
         let rooms = Rooms::new(workers.max(1) * (BATCHES_AHEAD + 2));
-        let make = move |number| Some(spec.batch(number, &rooms));
+        let known = KnownBad::default();
+        let make = move |number| Some(spec.batch(number, &rooms, &known));
         let batches = Ordered::start("data", workers, BATCHES_AHEAD, make)?;
         Ok(Self { batches, counters: Counters::default(), max_skipped_ratio, prefetch, index })
     }
 
     /// The next batch. Errors end the stream: [`DataError::TooManySkipped`] names the worst shards,
-    /// [`DataError::Exhausted`] says that the order has ended, [`DataError::Unreadable`] that a server gave up.
+    /// [`DataError::Exhausted`] says that the order has ended, [`DataError::Unreadable`] that a disk or a server
+    /// gave up.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
         self.next_batch_while(&|| {})
     }
@@ -163,7 +167,7 @@ impl LoaderSpec {
     }
 
     /// Our part of batch `number`.
-    fn batch(&self, number: u64, rooms: &Rooms) -> Result<Batch, DataError> {
+    fn batch(&self, number: u64, rooms: &Rooms, known: &KnownBad) -> Result<Batch, DataError> {
         let first = self.start_position + number * self.global_batch as u64;
         let end = first + self.global_batch as u64;
         if let Some(samples) = self.order.end().filter(|&samples| samples < end) {
@@ -179,24 +183,22 @@ impl LoaderSpec {
             ..Batch::default()
         };
         for place in self.order.slice(first + ours.start as u64, ours.len()) {
-            self.add_sample(place, &mut batch)?;
+            self.add_sample(place, known, &mut batch)?;
         }
         Ok(batch)
     }
 
-    /// Adds the sample at `place`, or the next good one behind it in its set.
-    fn add_sample(&self, place: SampleRef, batch: &mut Batch) -> Result<(), DataError> {
+    /// Adds the sample at `place`, or what stands in for it.
+    fn add_sample(&self, place: SampleRef, known: &KnownBad, batch: &mut Batch) -> Result<(), DataError> {
+        batch.counters.seen += 1;
         let set = self.order.neighbours(place.index);
-        for step in 0..set.len().min(MAX_REPLACEMENTS) {
-            let sample = set.start + (place.index - set.start + step) % set.len();
-            batch.counters.seen += u64::from(step == 0);
-            // A shard that cannot be had is no bad sample: other ranks may have it, and would see other batches.
-            let file = self.index.open_shard(self.index.entry(sample).shard)?;
+        let candidates = once(place.index).chain(stand_ins(&self.index, set, place.index));
+        for (number, sample) in candidates.enumerate() {
             // Behind those of the samples that are there.
             let values = 3 * batch.image_size * batch.image_size;
             let first = batch.samples.len() * values;
             let pixels = batch.pixels.as_mut().map(|pixels| &mut pixels[first..first + values]);
-            match self.example(&file, sample, place.epoch, pixels) {
+            match self.try_sample(sample, place.epoch, known, pixels)? {
                 Ok(text) => {
                     batch.texts.push(text);
                     batch.keys.push(self.index.entry(sample).key.to_string());
@@ -205,12 +207,40 @@ impl LoaderSpec {
                     batch.epochs.push(place.epoch);
                     return Ok(());
                 }
-                Err(error) if step == 0 => batch.counters.add_error(&error),
+                Err(reason) if number == 0 => {
+                    batch.counters.add(self.index.shard(self.index.entry(sample).shard), reason);
+                }
                 // Counted where the order asks for it.
                 Err(_) => {}
             }
         }
         Err(batch.counters.too_many(self.max_skipped_ratio))
+    }
+
+    /// As [`LoaderSpec::example`], or why the sample is bad. Errors end the run: bytes that cannot be had make no bad
+    /// sample, because other ranks may have them, and would see other batches.
+    fn try_sample(
+        &self,
+        sample: usize,
+        epoch: u64,
+        known: &KnownBad,
+        pixels: Option<&mut [f32]>,
+    ) -> Result<Result<String, SkipReason>, DataError> {
+        if let Some(reason) = known.reason(sample) {
+            return Ok(Err(reason));
+        }
+        let shard = self.index.entry(sample).shard;
+        let file = self.index.open_shard(shard)?;
+        match self.example(&file, sample, epoch, pixels) {
+            Ok(text) => Ok(Ok(text)),
+            Err(Failed::Bad(reason)) => {
+                known.add(sample, reason);
+                Ok(Err(reason))
+            }
+            Err(Failed::Disk(source)) => {
+                Err(DataError::Unreadable { shard: self.index.shard(shard).to_string(), source })
+            }
+        }
     }
 
     /// Text of one sample in one epoch; that epoch's view is written to `pixels` `[3, S, S]`.
@@ -220,15 +250,13 @@ impl LoaderSpec {
         sample: usize,
         epoch: u64,
         pixels: Option<&mut [f32]>,
-    ) -> Result<String, SampleError> {
+    ) -> Result<String, Failed> {
         let mut captions = self.index.read_captions_in(file, sample)?;
         captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));
         let text = blip_caption(&self.text.draw(&captions, self.seed, sample as u64, epoch), self.max_words);
         if let (Some(transform), Some(pixels)) = (&self.transform, pixels) {
             let image = self.index.read_image_in(file, sample)?;
-            transform
-                .train_file(&image, self.seed, sample as u64, epoch, pixels)
-                .map_err(|reason| self.index.sample_error(sample, reason))?;
+            transform.train_file(&image, self.seed, sample as u64, epoch, pixels)?;
         }
         Ok(text)
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
+use crate::index_file::SUFFIX;
 use crate::location::{Location, redacted};
 
 /// More shards than this in one pattern is a slip of the keyboard.
@@ -48,10 +49,11 @@ fn add(pattern: &str, found: &mut Vec<Location>) -> Result<(), DataError> {
     Ok(())
 }
 
-/// The files that a wildcard stands for.
+/// The files that a wildcard stands for; the index files beside them are no shards.
 fn matching(wildcard: &str) -> Result<Vec<PathBuf>, String> {
     let paths = glob::glob(wildcard).map_err(|error| error.to_string())?;
-    let paths: Vec<PathBuf> = paths.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    let mut paths: Vec<PathBuf> = paths.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    paths.retain(|path| !path.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes()));
     match paths.is_empty() {
         true => Err("no file is called so".to_owned()),
         false => Ok(paths),
@@ -158,7 +160,7 @@ mod tests {
     #[test]
     fn wildcards_stand_for_what_is_there() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["b-1.tar", "a-2.tar", "a-1.tar", "a-3.txt", "odd[1].tar"] {
+        for name in ["b-1.tar", "a-2.tar", "a-1.tar", "a-1.tar.index", "a-3.txt", "odd[1].tar"] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         let named = |pattern: &str| -> Vec<String> {
@@ -168,6 +170,7 @@ mod tests {
         };
         assert_eq!(named("*.tar"), ["a-1.tar", "a-2.tar", "b-1.tar", "odd[1].tar"]);
         assert_eq!(named("{b,a}-[12].tar"), ["b-1.tar", "a-1.tar", "a-2.tar"]);
+        assert_eq!(named("a-1*"), ["a-1.tar"], "an index file is no shard");
         assert_eq!(named("odd[1].tar"), ["odd[1].tar"], "a file of that very name");
         let none = shards(&[dir.path().join("c-?.tar").display().to_string()]).unwrap_err();
         assert!(none.to_string().contains("no file is called so"), "{none}");

@@ -46,6 +46,8 @@ pub enum Stream {
     RandAugment = 18,
     /// Where a caption is split for an encoder-decoder; named by (pair in the phase).
     PrefixSplit = 19,
+    /// What stands in for a bad sample, under no seed; named by (sample, draw).
+    StandIn = 20,
     /// Waiting time before a download is tried again; named by (attempt). The one stream that no result depends on.
     Backoff = 17,
 }

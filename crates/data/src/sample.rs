@@ -1,6 +1,7 @@
 //! The bytes of one key: the image as it is stored, the captions as text.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -45,6 +46,30 @@ pub struct RawSample<'a> {
     pub json: Option<&'a [u8]>,
 }
 
+/// Why the members of a sample give nothing.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// They are what they are, on every rank and for ever.
+    Bad(SkipReason),
+    /// The disk gave no bytes, here and now; another rank may have read them.
+    Disk(io::Error),
+}
+
+impl Failed {
+    fn reason(&self) -> SkipReason {
+        match self {
+            Self::Bad(reason) => *reason,
+            Self::Disk(_) => SkipReason::Unreadable,
+        }
+    }
+}
+
+impl From<SkipReason> for Failed {
+    fn from(reason: SkipReason) -> Self {
+        Self::Bad(reason)
+    }
+}
+
 impl Index {
     /// Image and captions of sample `number`. The caption is read first: it is cheap, and decides as often.
     pub fn read(&self, number: usize) -> Result<Sample, SampleError> {
@@ -55,7 +80,8 @@ impl Index {
 
     /// The image file's bytes of sample `number`.
     pub fn read_image(&self, number: usize) -> Result<Vec<u8>, SampleError> {
-        self.read_image_in(&*self.shard_of(number)?, number)
+        let image = self.read_image_in(&*self.shard_of(number)?, number);
+        image.map_err(|failed| self.sample_error(number, failed.reason()))
     }
 
     /// The captions of sample `number`, without touching its image.
@@ -64,7 +90,8 @@ impl Index {
     /// can hold several captions and `tags`; else the `.txt` is the caption. A broken `.json` beside a `.txt` costs
     /// nothing but its tags.
     pub fn read_captions(&self, number: usize) -> Result<Captions, SampleError> {
-        self.read_captions_in(&*self.shard_of(number)?, number)
+        let captions = self.read_captions_in(&*self.shard_of(number)?, number);
+        captions.map_err(|failed| self.sample_error(number, failed.reason()))
     }
 
     /// All bytes of sample `number` in one read, into a `buffer` that is used again: for measuring and copying.
@@ -113,16 +140,16 @@ impl Index {
             .map_err(|_| self.sample_error(number, SkipReason::Unreadable))
     }
 
-    pub(crate) fn read_image_in(&self, file: &File, number: usize) -> Result<Vec<u8>, SampleError> {
+    pub(crate) fn read_image_in(&self, file: &File, number: usize) -> Result<Vec<u8>, Failed> {
         let image = self.entry(number).image;
         if image.size > MAX_IMAGE_BYTES {
-            return Err(self.sample_error(number, SkipReason::ImageTooLarge));
+            return Err(SkipReason::ImageTooLarge.into());
         }
-        read_span(file, image).map_err(|_| self.sample_error(number, SkipReason::Unreadable))
+        read_span(file, image).map_err(Failed::Disk)
     }
 
-    pub(crate) fn read_captions_in(&self, file: &File, number: usize) -> Result<Captions, SampleError> {
-        captions(file, &self.entry(number)).map_err(|reason| self.sample_error(number, reason))
+    pub(crate) fn read_captions_in(&self, file: &File, number: usize) -> Result<Captions, Failed> {
+        captions(file, &self.entry(number))
     }
 
     /// `SHARD: KEY` of sample `number`.
@@ -138,26 +165,28 @@ impl Index {
     }
 }
 
-fn captions(file: &File, entry: &SampleEntry<'_>) -> Result<Captions, SkipReason> {
-    let bytes = |span: Span| {
-        if span.size > MAX_CAPTION_BYTES {
-            return Err(SkipReason::CaptionTooLarge);
-        }
-        read_span(file, span).map_err(|_| SkipReason::Unreadable)
+fn captions(file: &File, entry: &SampleEntry<'_>) -> Result<Captions, Failed> {
+    // What the disk does not give is another thing than what is wrong with the bytes.
+    let bytes = |span: Span| match span.size {
+        ..=MAX_CAPTION_BYTES => read_span(file, span).map(Ok).map_err(Failed::Disk),
+        _ => Ok(Err(SkipReason::CaptionTooLarge)),
     };
-    let from_json = entry.json.map(|span| bytes(span).and_then(|bytes| parse_json(&bytes)));
+    let from_json = match entry.json {
+        Some(span) => Some(bytes(span)?.and_then(|bytes| parse_json(&bytes))),
+        None => None,
+    };
     let mut found = match (from_json, entry.text) {
         (Some(Ok(found)), _) if !found.captions.is_empty() => found,
-        (Some(Err(reason)), None) => return Err(reason),
-        (Some(Ok(_)), None) => return Err(SkipReason::CaptionJsonInvalid),
+        (Some(Err(reason)), None) => return Err(reason.into()),
+        (Some(Ok(_)), None) => return Err(SkipReason::CaptionJsonInvalid.into()),
         (from_json, Some(span)) => {
             let tags = from_json.and_then(Result::ok).unwrap_or_default().tags;
-            Captions { captions: vec![parse_text(bytes(span)?)?], tags }
+            Captions { captions: vec![bytes(span)?.and_then(parse_text)?], tags }
         }
-        (None, None) => return Err(SkipReason::CaptionMissing),
+        (None, None) => return Err(SkipReason::CaptionMissing.into()),
     };
     found.captions.retain(|caption| !caption.trim().is_empty());
-    if found.captions.is_empty() { Err(SkipReason::CaptionEmpty) } else { Ok(found) }
+    if found.captions.is_empty() { Err(SkipReason::CaptionEmpty.into()) } else { Ok(found) }
 }
 
 /// A `.txt` caption: UTF-8; a byte order mark at the start is no part of it.
@@ -175,7 +204,14 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
     #[derive(serde::Deserialize)]
     struct Fields {
         caption: Option<OneOrMany>,
-        tags: Option<OneOrMany>,
+        tags: Option<Tags>,
+    }
+    /// Tags of another kind are none: they are no reason to lose a caption.
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Tags {
+        Texts(OneOrMany),
+        Other(serde::de::IgnoredAny),
     }
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
@@ -195,7 +231,11 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
         return Ok(Captions { captions, tags: Vec::new() });
     }
     let fields: Fields = serde_json::from_slice(bytes).map_err(invalid)?;
-    Ok(Captions { captions: list(fields.caption), tags: list(fields.tags) })
+    let tags = match fields.tags {
+        Some(Tags::Texts(tags)) => Some(tags),
+        Some(Tags::Other(_)) | None => None,
+    };
+    Ok(Captions { captions: list(fields.caption), tags: list(tags) })
 }
 
 #[cfg(test)]
@@ -214,6 +254,14 @@ mod tests {
         assert_eq!(parse_json(br#"{"url": "x"}"#).unwrap(), Captions::default());
         assert_eq!(parse_json(br#"{"caption": 3}"#), Err(SkipReason::CaptionJsonInvalid));
         assert_eq!(parse_json(b"{"), Err(SkipReason::CaptionJsonInvalid));
+    }
+
+    #[test]
+    fn tags_of_another_kind_cost_no_caption() {
+        for tags in ["3", "[1, 2]", r#"{"a": ["b"]}"#, "true", "null", r#"["a", null]"#] {
+            let found = parse_json(format!(r#"{{"tags": {tags}, "caption": "a cat"}}"#).as_bytes()).unwrap();
+            assert_eq!(found, Captions { captions: vec!["a cat".to_owned()], tags: vec![] }, "{tags}");
+        }
     }
 
     #[test]

@@ -1,25 +1,24 @@
 //! One pass over the headers of a tar: which samples lie where.
 //!
 //! Members are grouped by key as WebDataset does: the key is the name up to the first dot of its base name, what
-//! follows is the kind (`jpg`, `png`, `webp`; `txt`; `json`). Nothing is ever unpacked, so a name is only a key. The
-//! `tar` crate reads the headers, GNU and PAX names included; it takes an empty file and a cut on a member boundary
-//! for a clean end, so those are checked here. What is wrong is counted, and what came before it is kept.
+//! follows is the kind (`jpg`, `png`, `webp`; `txt`; `json`). Nothing is ever unpacked, so a name is only a key. What is
+//! wrong is counted, and what came before it is kept.
+
+mod headers;
+mod pax;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::error::SkipReason;
+use headers::{Headers, Kind, Stop};
 
 /// Size of a tar header and unit of its padding.
 const BLOCK: u64 = 512;
 /// Members of one shard; a scan of a hostile one ends here, at some 50 MB.
 pub const MAX_MEMBERS: usize = 200_000;
-/// Bytes that one member may have in front of its contents: headers, long names. Ends the reading of hostile names.
-const MAX_HEADER_BYTES: u64 = 256 << 10;
-/// Read at once around a header: the caption between two pictures comes with it.
-const WINDOW: usize = 4096;
 
 /// Bytes of one member inside its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -91,15 +90,13 @@ impl ShardScan {
 
 /// Reads the headers of the tar in `file`. Errors are the disk's; whatever the bytes are, they are read or counted.
 pub fn scan(file: &File) -> io::Result<ShardScan> {
-    let length = file.metadata()?.len();
+    scan_bytes(file, file.metadata()?.len())
+}
+
+fn scan_bytes(file: &dyn FileExt, length: u64) -> io::Result<ShardScan> {
     let mut found = ShardScan::default();
-    if !starts_like_a_tar(file, length)? {
-        found.add(SkipReason::ShardNotTar, 1);
-        return Ok(found);
-    }
     let mut groups = Groups::default();
-    let ended_by = read_members(Headers::new(file, length), length, &mut groups, &mut found)?;
-    if let Some(reason) = ended_by {
+    if let Some(reason) = read_members(Headers::new(file, length), length, &mut groups, &mut found)? {
         found.add(reason, 1);
     }
     for group in groups.list {
@@ -115,116 +112,37 @@ pub fn scan(file: &File) -> io::Result<ShardScan> {
 
 /// Fills `groups`; the answer says why the archive ended before its end.
 fn read_members(
-    headers: Headers<'_>,
+    mut headers: Headers<'_>,
     length: u64,
     groups: &mut Groups,
     found: &mut ShardScan,
 ) -> io::Result<Option<SkipReason>> {
-    let mut archive = tar::Archive::new(headers);
-    // Where the next header must stand; the end of the last whole member.
-    let mut end = 0;
-    for (number, entry) in archive.entries_with_seek()?.enumerate() {
-        let Ok(entry) = entry else {
-            return Ok(Some(match () {
-                () if number == 0 => SkipReason::ShardNotTar,
-                () if length < end + BLOCK => SkipReason::ShardTruncated,
-                () => SkipReason::ShardCorrupt,
-            }));
-        };
-        if number == MAX_MEMBERS {
-            return Ok(Some(SkipReason::ShardTooLarge));
-        }
-        let kind = entry.header().entry_type();
-        // Of a sparse file the size is that of the file it stands for.
-        let stored = if kind.is_gnu_sparse() { entry.header().entry_size().ok() } else { Some(entry.size()) };
-        let span = Span { offset: entry.raw_file_position(), size: stored.unwrap_or(u64::MAX) };
-        let Some(after) = span.offset.checked_add(span.size).filter(|&after| after <= length) else {
-            return Ok(Some(SkipReason::MemberTruncated));
-        };
-        end = after.next_multiple_of(BLOCK);
-        if kind.is_dir() || kind.is_pax_global_extensions() {
-            continue;
-        }
-        if !(kind.is_file() || kind.is_contiguous()) {
-            found.add(SkipReason::EntryUnsupported, 1);
-            continue;
-        }
-        let name = entry.path_bytes();
-        if let Some((key, role)) = key_and_role(&String::from_utf8_lossy(&name)) {
-            groups.add(key, role, span);
-        }
-    }
-    // The crate takes the end of the file for the end of the archive; a whole archive ends with a zero block.
-    Ok((length < end + BLOCK).then_some(SkipReason::ShardTruncated))
-}
-
-/// Whether the file can be a tar, by its length and first block. An archive of nothing (zero blocks) can.
-fn starts_like_a_tar(file: &File, length: u64) -> io::Result<bool> {
     if length < BLOCK {
-        return Ok(false);
+        return Ok(Some(SkipReason::ShardNotTar));
     }
-    let mut block = [0; BLOCK as usize];
-    file.read_exact_at(&mut block, 0)?;
-    let sum: u32 = block
-        .iter()
-        .enumerate()
-        .map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { byte.into() })
-        .sum();
-    let digits: String =
-        block[148..156].iter().map(|&byte| byte as char).filter(|digit| digit.is_digit(8)).collect();
-    Ok(block == [0; BLOCK as usize] || u32::from_str_radix(&digits, 8).is_ok_and(|stored| stored == sum))
-}
-
-/// The file as the `tar` crate reads it: seeking costs nothing, small reads come out of a window, and what stands
-/// before one member has a bound.
-struct Headers<'a> {
-    file: &'a File,
-    length: u64,
-    position: u64,
-    window: Vec<u8>,
-    window_start: u64,
-    /// Read since the last jump over contents.
-    run: u64,
-}
-
-impl<'a> Headers<'a> {
-    fn new(file: &'a File, length: u64) -> Self {
-        Self { file, length, position: 0, window: Vec::new(), window_start: 0, run: 0 }
-    }
-}
-
-impl Read for Headers<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let inside = self.position.checked_sub(self.window_start).filter(|&at| at < self.window.len() as u64);
-        if inside.is_none() {
-            let left = self.length.saturating_sub(self.position).min(WINDOW as u64);
-            self.window.resize(left as usize, 0);
-            self.file.read_exact_at(&mut self.window, self.position)?;
-            self.window_start = self.position;
-        }
-        let from = &self.window[inside.unwrap_or(0) as usize..];
-        let count = from.len().min(into.len());
-        into[..count].copy_from_slice(&from[..count]);
-        self.position += count as u64;
-        self.run += count as u64;
-        if self.run > MAX_HEADER_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a name is too long"));
-        }
-        Ok(count)
-    }
-}
-
-impl Seek for Headers<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            SeekFrom::End(by) => self.length.checked_add_signed(by),
+    for number in 0.. {
+        let member = match headers.next() {
+            Ok(_) if number == MAX_MEMBERS => return Ok(Some(SkipReason::ShardTooLarge)),
+            Ok(member) => member,
+            Err(Stop::End) => break,
+            // Without one good header it is something else.
+            Err(Stop::Broken(SkipReason::ShardCorrupt)) if number == 0 => {
+                return Ok(Some(SkipReason::ShardNotTar));
+            }
+            Err(Stop::Broken(reason)) => return Ok(Some(reason)),
+            Err(Stop::Disk(error)) => return Err(error),
         };
-        self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
-        self.run = 0;
-        Ok(self.position)
+        match member.kind {
+            Kind::File => {
+                if let Some((key, role)) = key_and_role(&member.name) {
+                    groups.add(key, role, member.span);
+                }
+            }
+            Kind::Folder => {}
+            Kind::Other => found.add(SkipReason::EntryUnsupported, 1),
+        }
     }
+    Ok(None)
 }
 
 /// What a member is, by the part of its name after the key.
@@ -236,26 +154,36 @@ enum Role {
 }
 
 /// Key and role of a member called `name`; `None` for names that are no part of a sample.
-fn key_and_role(name: &str) -> Option<(&str, Role)> {
-    let base = name.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = base + name[base..].find('.')?;
+fn key_and_role(name: &[u8]) -> Option<(&[u8], Role)> {
+    let base = name.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let dot = base + name[base..].iter().position(|&byte| byte == b'.')?;
     if dot == base {
         return None;
     }
-    let role = match name[dot + 1..].to_ascii_lowercase().as_str() {
-        "jpg" | "jpeg" => Role::Image(ImageKind::Jpeg),
-        "png" => Role::Image(ImageKind::Png),
-        "webp" => Role::Image(ImageKind::Webp),
-        "txt" => Role::Text,
-        "json" => Role::Json,
+    let role = match name[dot + 1..].to_ascii_lowercase().as_slice() {
+        b"jpg" | b"jpeg" => Role::Image(ImageKind::Jpeg),
+        b"png" => Role::Image(ImageKind::Png),
+        b"webp" => Role::Image(ImageKind::Webp),
+        b"txt" => Role::Text,
+        b"json" => Role::Json,
         _ => return None,
     };
     Some((&name[..dot], role))
 }
 
+/// A key as text; bytes that are no UTF-8 are shown as `\xff`, so that names that differ stay apart.
+fn shown(key: &[u8]) -> Box<str> {
+    let mut text = String::with_capacity(key.len());
+    for chunk in key.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text.into()
+}
+
 /// Members of one key inside one shard, wherever they stand: members of several keys may interleave.
 struct Group {
-    key: Box<str>,
+    key: Box<[u8]>,
     image: Option<(Span, ImageKind)>,
     text: Option<Span>,
     json: Option<Span>,
@@ -274,19 +202,19 @@ impl Group {
         if self.text.is_none() && self.json.is_none() {
             return Err(SkipReason::CaptionMissing);
         }
-        Ok(Members { key: self.key, image, image_kind, text: self.text, json: self.json })
+        Ok(Members { key: shown(&self.key), image, image_kind, text: self.text, json: self.json })
     }
 }
 
 #[derive(Default)]
 struct Groups {
     list: Vec<Group>,
-    places: HashMap<Box<str>, usize>,
+    places: HashMap<Box<[u8]>, usize>,
 }
 
 impl Groups {
     /// The first member of each kind wins.
-    fn add(&mut self, key: &str, role: Role, span: Span) {
+    fn add(&mut self, key: &[u8], role: Role, span: Span) {
         // Nearly always the members of a key stand together, so the last group is the right one.
         let place = match self.list.last() {
             Some(last) if *last.key == *key => self.list.len() - 1,
@@ -346,7 +274,90 @@ mod tests {
         builder.into_inner().unwrap()
     }
 
+    /// A disk that fails behind its first `good` bytes.
+    struct Failing {
+        bytes: Vec<u8>,
+        good: usize,
+    }
+
+    impl FileExt for Failing {
+        fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+            let at = offset as usize;
+            if at + into.len() > self.good {
+                return Err(io::ErrorKind::StaleNetworkFileHandle.into());
+            }
+            into.copy_from_slice(&self.bytes[at..at + into.len()]);
+            Ok(into.len())
+        }
+
+        fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_an_error_and_never_the_end_of_a_shard() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for number in 0..40 {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(6000);
+            builder.append_data(&mut header, format!("{number}.jpg"), &vec![7; 6000][..]).unwrap();
+        }
+        let bytes = builder.into_inner().unwrap();
+        for good in (0..bytes.len()).step_by(1111) {
+            let disk = Failing { bytes: bytes.clone(), good };
+            let error = scan_bytes(&disk, bytes.len() as u64).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StaleNetworkFileHandle);
+        }
+        let disk = Failing { good: bytes.len(), bytes };
+        assert_eq!(scan_bytes(&disk, disk.good as u64).unwrap().seen, 40);
+    }
+
+    #[test]
+    fn names_that_are_no_utf8_stay_apart() {
+        let mut bytes = Vec::new();
+        for name in
+            [&b"\xff.txt"[..], b"\xfe.txt", b"\xff.jpg", b"\xfe.jpg", "é.jpg".as_bytes(), "é.txt".as_bytes()]
+        {
+            let mut header = tar::Header::new_gnu();
+            header.as_old_mut().name[..name.len()].copy_from_slice(name);
+            header.set_size(0);
+            header.set_cksum();
+            bytes.extend_from_slice(header.as_bytes());
+        }
+        bytes.extend([0; 1024]);
+        let found = scanned(&bytes);
+        let keys: Vec<&str> = found.samples.iter().map(|sample| &*sample.key).collect();
+        assert_eq!(keys, ["\\xff", "\\xfe", "é"]);
+        assert_eq!(found.problems, BTreeMap::new());
+    }
+
     proptest! {
+        /// The `tar` crate wrote it; what its own reader finds is what is found here.
+        #[test]
+        fn members_are_where_another_reader_finds_them(
+            members in prop::collection::vec(("[a-z./]{1,140}", 0usize..3000, any::<bool>()), 0..12),
+        ) {
+            let mut builder = tar::Builder::new(Vec::new());
+            for (name, size, ustar) in &members {
+                let mut header = if *ustar { tar::Header::new_ustar() } else { tar::Header::new_gnu() };
+                header.set_size(*size as u64);
+                // Names that the writer refuses (`..`) are left out.
+                let _ = builder.append_data(&mut header, name, &vec![7; *size][..]);
+            }
+            let bytes = builder.into_inner().unwrap();
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes).unwrap();
+            let mut headers = Headers::new(&file, bytes.len() as u64);
+            let mut archive = tar::Archive::new(&bytes[..]);
+            for entry in archive.entries().unwrap() {
+                let (entry, member) = (entry.unwrap(), headers.next().unwrap());
+                let span = Span { offset: entry.raw_file_position(), size: entry.size() };
+                prop_assert_eq!((&*entry.path_bytes(), span), (&*member.name, member.span));
+            }
+            prop_assert!(matches!(headers.next(), Err(Stop::End)));
+        }
+
         #[test]
         fn any_bytes_are_scanned(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
             scanned(&bytes);

@@ -192,6 +192,7 @@ impl SourceConfig {
     /// The order that `seed` names over `index`, which [`SourceConfig::open`] gave. `global_batch` is the number of
     /// samples that all ranks together use in one pass.
     pub fn order(&self, seed: u64, index: &Index, global_batch: usize) -> Result<Order, DataError> {
+        countable(index.len())?;
         let per_block = self.per_block()?;
         if self.sets.is_empty() {
             return Ok(match self.shards_per_block {
@@ -217,6 +218,16 @@ impl SourceConfig {
     }
 }
 
+/// Orders hold the numbers of samples in 32 bits.
+fn countable(samples: usize) -> Result<(), DataError> {
+    match u32::try_from(samples) {
+        Ok(_) => Ok(()),
+        Err(_) => {
+            Err(wrong_key("sets", &format!("{samples} samples are more than an order holds, {}", u32::MAX)))
+        }
+    }
+}
+
 fn wrong_key(key: &str, problem: &str) -> DataError {
     DataError::Config { key: format!("data.source.{key}"), problem: problem.to_owned() }
 }
@@ -228,5 +239,17 @@ impl SetConfig {
             (None, repeats) => Ok(Share::Repeats(repeats.unwrap_or(1.0))),
             (Some(_), Some(_)) => Err("has both `ratio` and `repeats`; use one of them"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_samples_than_an_order_can_hold_are_refused() {
+        countable(u32::MAX as usize).unwrap();
+        let message = countable(1 << 32).unwrap_err().to_string();
+        assert!(message.contains("4294967296 samples"), "{message}");
     }
 }

@@ -143,6 +143,42 @@ fn d10_a_changed_object_is_refused() {
     assert!(error.to_string().contains("SHA-256"), "{error}");
 }
 
+/// Keys of a shard that is fetched from a server that names no versions, and whose object changes before request `number`.
+fn fetched_across_a_change(
+    number: u64,
+    faults: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
+) -> Vec<String> {
+    let slot = Arc::new(std::sync::OnceLock::<Arc<Server>>::new());
+    let own = Arc::clone(&slot);
+    let server = Server::start(Duration::ZERO, move |path, at| {
+        if at == number {
+            own.get().unwrap().put("/a.tar", shard("c", 50));
+        }
+        if is_index(path) { None } else { faults(at) }
+    });
+    server.hide_versions();
+    server.put("/a.tar", shard("a", 50));
+    let server = Arc::new(server);
+    slot.set(Arc::clone(&server)).ok();
+    let dir = tempfile::tempdir().unwrap();
+    let index = match open(&server, "/a.tar", RemoteOptions { attempts: 2, ..options(dir.path()) }) {
+        Err(DataError::Unreadable { .. }) => open(&server, "/a.tar", options(dir.path())).unwrap(),
+        index => index.unwrap(),
+    };
+    assert_eq!((index.len(), index.problems().total()), (50, 0));
+    (0..50).map(|sample| index.entry(sample).key.to_owned()).collect()
+}
+
+#[test]
+fn d10_without_versions_two_objects_are_never_put_together() {
+    let new: Vec<String> = (0..50).map(|number| format!("c{number:04}")).collect();
+    // Request 0 is for the index file. Within one download, and by a second start behind the failed first.
+    assert_eq!(fetched_across_a_change(2, |at| (at == 1).then_some(Fault::Short)), new);
+    assert_eq!(fetched_across_a_change(3, |at| (at < 3).then_some(Fault::Short)), new);
+    // A wrong length looks like a whole answer, and the rest would be the new object's.
+    assert_eq!(fetched_across_a_change(2, |at| (at == 1).then_some(Fault::LengthTooSmall)), new);
+}
+
 #[test]
 fn the_cache_is_keyed_by_the_whole_url_and_bounded() {
     let server = Server::start(Duration::ZERO, |_, _| None);

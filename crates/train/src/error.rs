@@ -114,7 +114,8 @@ impl TrainError {
         match self {
             Self::Read { source, .. } if is_passing(source) => Exit::Unavailable,
             Self::Read { .. } | Self::Config { .. } | Self::Weights { .. } => Exit::Config,
-            Self::Data(data::DataError::TooManySkipped { .. }) | Self::Lost { .. } => Exit::GiveUp,
+            Self::Data(data::DataError::TooManySkipped { .. } | data::DataError::ShardsLost { .. })
+            | Self::Lost { .. } => Exit::GiveUp,
             Self::Data(data::DataError::Worker { .. }) => Exit::Unavailable,
             Self::Data(error) if error.is_of_disk_or_server() => Exit::Unavailable,
             Self::Data(_) | Self::Verify(_) => Exit::Config,

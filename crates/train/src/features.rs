@@ -51,6 +51,9 @@ impl Encoder {
         let index = Arc::new(cache.open(&[patterns.to_vec()])?);
         let path = self.path(session, &index, views);
         agree_on_file(session.group.as_ref(), &path)?;
+        let limit = session.plan.config.data.max_skipped_ratio;
+        // All ranks see the same shards, and need not encode them for hours to be refused then.
+        index.check(limit)?;
         let found = FeatureFile::open(&path)?;
         let missing = missing(session.group.as_ref(), index.len(), found.as_ref())?;
         let features = match found {
@@ -62,7 +65,6 @@ impl Encoder {
                 self.fill(session, &index, &path, &missing, shape)?
             }
         };
-        let limit = session.plan.config.data.max_skipped_ratio;
         let corpus = Corpus::new(index, features, &self.transform, session.group.as_ref(), limit)?;
         session.tell_left_out("features", &corpus.skipped);
         Ok(corpus)

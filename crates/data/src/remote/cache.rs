@@ -2,8 +2,10 @@
 //!
 //! `U.json` notes the version of the URL with digest U that was fetched last; `V.tar` is the object of URL and version
 //! with digest V, `V.index` its scan; `U.part` (with `U.part.json`) is a download that is not finished; `U.lock` is
-//! held while it goes on.
+//! held while it goes on. Objects, downloads and scans are bounded together; notes and locks are not: some sixty bytes
+//! for each URL.
 
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -91,7 +93,8 @@ impl Cache {
         held.map_err(|source| DataError::Unwritable { path, source })
     }
 
-    /// Drops the objects that were not opened for the longest time until `needed` more bytes fit.
+    /// Drops what was not used for the longest time until `needed` more bytes fit: objects with their scans, and
+    /// downloads that nobody goes on with.
     pub(super) fn make_room(&self, needed: u64) -> Result<(), String> {
         if needed > self.max_bytes {
             return Err(format!(
@@ -100,34 +103,107 @@ impl Cache {
             ));
         }
         let _lock = self.hold(self.dir.join("room.lock")).map_err(|error| error.to_string())?;
-        let mut objects = self.objects().map_err(|error| format!("{}: {error}", self.dir.display()))?;
-        let mut used: u64 = objects.iter().map(|(_, metadata)| metadata.len()).sum();
-        objects.retain(|(path, _)| path.extension().is_some_and(|extension| extension == "tar"));
-        objects.sort_by_key(|(path, metadata)| (metadata.modified().ok(), path.clone()));
-        for (path, metadata) in objects {
+        let mut files = self.files().map_err(|error| format!("{}: {error}", self.dir.display()))?;
+        let mut used: u64 = files.values().map(Metadata::len).sum();
+        let mut droppable: Vec<(SystemTime, PathBuf)> = files
+            .iter()
+            .filter(|(path, _)| {
+                has_extension(path, "tar") || (has_extension(path, "part") && is_abandoned(path))
+            })
+            .chain(files.iter().filter(|(path, _)| {
+                has_extension(path, "index") && !files.contains_key(&path.with_extension("tar"))
+            }))
+            .map(|(path, metadata)| (metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), path.clone()))
+            .collect();
+        droppable.sort();
+        for (_, path) in droppable {
             if used.saturating_add(needed) <= self.max_bytes {
                 break;
             }
-            // Somebody may read it: the file goes when the last reader closes it.
-            if std::fs::remove_file(&path).is_ok() {
-                used -= metadata.len();
+            // With an object goes its scan, with a download the note of its version. Somebody may read the object: its
+            // bytes go when the last reader closes it.
+            for path in [path.with_extension("index"), path.with_extension("part.json"), path] {
+                if std::fs::remove_file(&path).is_ok() {
+                    used -= files.remove(&path).map_or(0, |metadata| metadata.len());
+                }
             }
         }
         Ok(())
     }
 
-    /// Objects, whole and begun.
-    fn objects(&self) -> io::Result<Vec<(PathBuf, Metadata)>> {
-        let mut objects = Vec::new();
+    /// What takes room: objects, whole and begun, and scans.
+    fn files(&self) -> io::Result<HashMap<PathBuf, Metadata>> {
+        let mut files = HashMap::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             let path = entry.path();
-            if path.extension().is_some_and(|extension| extension == "tar" || extension == "part")
+            if ["tar", "part", "index"].iter().any(|extension| has_extension(&path, extension))
                 && let Ok(metadata) = entry.metadata()
             {
-                objects.push((path, metadata));
+                files.insert(path, metadata);
             }
         }
-        Ok(objects)
+        Ok(files)
+    }
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+/// Whether nobody fetches what `part` is the beginning of; who does holds its lock.
+fn is_abandoned(part: &Path) -> bool {
+    match File::open(part.with_extension("lock")) {
+        Ok(lock) => lock.try_lock().is_ok(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn write(cache: &Cache, name: &str, bytes: usize, age: u64) {
+        let path = cache.dir.join(name);
+        std::fs::write(&path, vec![0; bytes]).unwrap();
+        let time = SystemTime::now() - Duration::from_secs(age);
+        File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+    }
+
+    fn names(cache: &Cache) -> Vec<String> {
+        let entries = std::fs::read_dir(&cache.dir).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != "room.lock");
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn room_is_made_of_all_that_takes_room_and_a_download_that_goes_on_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 1000).unwrap();
+        write(&cache, "gone.part", 300, 50);
+        write(&cache, "gone.part.json", 2, 50);
+        write(&cache, "gone.lock", 0, 50);
+        write(&cache, "going.part", 200, 60);
+        write(&cache, "going.part.json", 2, 60);
+        let _going = cache.hold(cache.dir.join("going.lock")).unwrap();
+        write(&cache, "old.tar", 200, 40);
+        write(&cache, "old.index", 50, 70);
+        write(&cache, "lone.index", 50, 65);
+        write(&cache, "new.tar", 150, 10);
+        write(&cache, "new.index", 20, 80);
+        cache.make_room(0).unwrap();
+        assert!(names(&cache).contains(&"lone.index".into()), "970 bytes fit");
+        cache.make_room(50).unwrap();
+        let left = names(&cache);
+        assert!(!left.contains(&"lone.index".into()) && left.contains(&"gone.part".into()), "{left:?}");
+        cache.make_room(500).unwrap();
+        let left = ["going.lock", "going.part", "going.part.json", "gone.lock", "new.index", "new.tar"];
+        assert_eq!(names(&cache)[..], left[..]);
+        assert!(cache.make_room(1001).is_err());
     }
 }

@@ -41,7 +41,7 @@ impl Part {
         let received = file.metadata().map_err(unwritable)?.len();
         let version = Note::read(&note_path).map(|note| note.version);
         let mut part = Self { path, note_path, file, received, version };
-        if part.version.is_none() {
+        if !part.is_versioned() {
             part.restart(None)?;
         }
         Ok(part)
@@ -57,6 +57,11 @@ impl Part {
 
     pub(super) fn is_begun(&self) -> bool {
         self.received > 0
+    }
+
+    /// Whether what comes can be told to be of the same object: bytes of two that are put together are neither.
+    fn is_versioned(&self) -> bool {
+        self.version().is_some_and(|version| !version.is_empty())
     }
 
     /// Forgets all bytes; what comes must be `version`, if there is one.
@@ -76,7 +81,9 @@ impl Part {
     /// Gives the whole object its name in the cache.
     pub(super) fn finish(self, cache: &Cache, url: &Url, note: &Note) -> Result<File, DataError> {
         let path = cache.shard_path(url, &note.version);
-        std::fs::rename(&self.path, &path).map_err(|source| DataError::Unwritable { path, source })?;
+        // By its name it counts as whole, also after the machine has lost its power.
+        let named = self.file.sync_all().and_then(|()| std::fs::rename(&self.path, &path));
+        named.map_err(|source| DataError::Unwritable { path, source })?;
         cache.write_note(url, note)?;
         let _ = std::fs::remove_file(&self.note_path); // a note without its part says nothing
         Ok(self.file)
@@ -112,7 +119,9 @@ impl Download<'_> {
     pub(super) fn run(&self, part: &mut Part) -> Result<(), DataError> {
         persist(self.url, self.options, self.deadline, || {
             let before = part.received;
-            let result = self.attempt(part);
+            let version = part.version.clone();
+            let begun = if part.is_versioned() { Ok(()) } else { part.restart(version) };
+            let result = begun.map_err(Failure::retry).and_then(|()| self.attempt(part));
             (part.received > before, result)
         })
     }
@@ -145,6 +154,9 @@ impl Download<'_> {
                 self.same_version(part, version)?;
                 if offset == 0 && total.is_some_and(|total| total == part.received) {
                     return Ok(true);
+                }
+                if offset > 0 && !part.is_versioned() {
+                    return Err(Failure::retry("the server names no version and ended its answer early"));
                 }
                 if offset != part.received {
                     if offset != 0 {

@@ -1,7 +1,7 @@
 //! `http://` and `https://`.
 
 use std::io::{self, ErrorKind};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ureq::config::Config;
 use ureq::http::{HeaderMap, StatusCode, Uri};
@@ -12,6 +12,7 @@ use ureq::{Agent, Error};
 use crate::location::{Url, is_link_local};
 
 use super::RemoteOptions;
+use super::http_date;
 use super::store::{Condition, Failure, Reply, Store};
 
 /// Marks a version that is a `Last-Modified` date, because the server sends no ETag.
@@ -93,11 +94,21 @@ fn reply(
         }
         404 | 410 => Err(Failure::Missing),
         408 | 425 | 429 | 500..=599 => {
-            let after = header("retry-after").and_then(number).map(Duration::from_secs);
+            let after = header("retry-after").and_then(|value| retry_after(value, header("date")));
             Err(Failure::Retry { problem: format!("the server answered {status}"), after })
         }
         _ => Err(Failure::Refused { problem: format!("the server answered {status}") }),
     }
+}
+
+/// How long `Retry-After` asks to wait: seconds, or a date, by the server's own clock where it tells the time.
+fn retry_after(value: &str, date: Option<&str>) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let own = || SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+    let now = date.and_then(http_date::seconds).or_else(own)?;
+    Some(Duration::from_secs(http_date::seconds(value)?.saturating_sub(now)))
 }
 
 /// First byte and whole length of `bytes 5-9/10`; the length may be `*`.
@@ -161,6 +172,16 @@ mod tests {
         assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
         assert_eq!(content_range("bytes */10"), None);
         assert_eq!(content_range("lines 5-9/10"), None);
+    }
+
+    #[test]
+    fn a_server_may_ask_for_seconds_or_name_a_time() {
+        let (date, later) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:51:37 GMT");
+        assert_eq!(retry_after("120", None), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after(later, Some(date)), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after(date, Some(later)), Some(Duration::ZERO));
+        assert_eq!(retry_after(later, None), Some(Duration::ZERO), "long ago by our clock");
+        assert_eq!(retry_after("soon", Some(date)), None);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ mod cache;
 mod cloud;
 mod download;
 mod http;
+mod http_date;
 mod retry;
 mod store;
 mod waits;
@@ -36,8 +37,9 @@ pub(crate) use waits::Waits;
 pub struct RemoteOptions {
     /// Folder of the copies; ranks and runs of one machine may share it.
     pub cache_dir: PathBuf,
-    /// The folder holds at most this many bytes of shards, beside those that are being fetched; the least recently
-    /// opened go first. It should hold the blocks of shards that are read together twice over.
+    /// The folder holds at most this many bytes of shards, begun downloads and scans, beside those that are being
+    /// fetched; the least recently read go first. It should hold the blocks of shards that are read together twice
+    /// over. A process keeps 16 shards open, whose bytes stay on the disk if they are dropped meanwhile.
     pub cache_bytes: u64,
     /// Until a server answers at all.
     pub connect_timeout: Duration,

@@ -1,6 +1,7 @@
 //! Pictures and annotations become shards.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,9 +68,8 @@ pub struct Made {
 pub fn make(options: &MakeOptions, say: &dyn Fn(&str)) -> Result<Made, ToolError> {
     let records = Arc::new(records(options)?);
     std::fs::create_dir_all(&options.out).map_err(ToolError::writing(&options.out))?;
-    let first = shard_path(options, 0);
-    if first.exists() {
-        return Err(ToolError::Exists { path: first });
+    if let Some(path) = shard_there(options).map_err(ToolError::reading(&options.out))? {
+        return Err(ToolError::Exists { path });
     }
     say(&format!("{} pictures", records.len()));
     let workers = options.workers.min(records.len());
@@ -115,6 +115,19 @@ fn records(options: &MakeOptions) -> Result<Vec<Record>, ToolError> {
 
 fn shard_path(options: &MakeOptions, number: usize) -> PathBuf {
     options.out.join(format!("{}-{number:06}.tar", options.name))
+}
+
+/// The first shard of the name that is there, whatever its number: of fewer shards than there were, the old rest would
+/// be read with the new ones.
+fn shard_there(options: &MakeOptions) -> io::Result<Option<PathBuf>> {
+    let of_name = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?;
+        let number = name.strip_prefix(&options.name)?.strip_prefix('-')?.strip_suffix(".tar")?;
+        Some(number.len() >= 6 && number.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let paths = std::fs::read_dir(&options.out)?.map(|entry| entry.map(|entry| entry.path()));
+    let paths: Vec<PathBuf> = paths.collect::<io::Result<_>>()?;
+    Ok(paths.into_iter().filter(|path| of_name(path) == Some(true)).min())
 }
 
 /// The members of one sample, without their key.
@@ -250,5 +263,36 @@ impl Made {
     /// `reason n, reason n` of what was left out; `None` if nothing was.
     pub fn left_out(&self) -> Option<String> {
         (!self.skipped.is_empty()).then(|| reasons(&self.skipped))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_shard_of_the_name_is_in_the_way_and_no_other_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = MakeOptions {
+            images: dir.path().join("none"),
+            annotations: vec![],
+            out: dir.path().into(),
+            name: "train".into(),
+            samples_per_shard: 10,
+            shorter_side: None,
+            quality: 90,
+            workers: 1,
+        };
+        for name in
+            ["train-000001.tar.index", "train-1.tar", "train-00000x.tar", "val-000000.tar", "train.tar"]
+        {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(shard_there(&options).unwrap(), None);
+        // What an earlier, longer set left.
+        for name in ["train-000007.tar", "train-000003.tar"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(shard_there(&options).unwrap(), Some(dir.path().join("train-000003.tar")));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ pub struct Server {
     objects: Arc<Mutex<Objects>>,
     requests: Arc<AtomicU64>,
     faults: Arc<AtomicU64>,
+    versionless: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -53,9 +54,11 @@ impl Server {
         let (objects, requests, faults) =
             (Arc::<Mutex<Objects>>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let shared = (Arc::clone(&objects), Arc::clone(&requests), Arc::clone(&faults));
+        let versionless = Arc::<AtomicBool>::default();
+        let hides = Arc::clone(&versionless);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (plan, shared) = (Arc::clone(&plan), shared.clone());
+                let (plan, shared, hides) = (Arc::clone(&plan), shared.clone(), Arc::clone(&hides));
                 std::thread::spawn(move || {
                     let (objects, requests, faults) = shared;
                     let mut stream = stream.unwrap();
@@ -67,14 +70,15 @@ impl Server {
                         faults.fetch_add(u64::from(fault.is_some()), Ordering::SeqCst);
                         std::thread::sleep(delay);
                         let object = objects.lock().unwrap().get(path.split('?').next().unwrap()).cloned();
-                        if answer(&mut stream, &head, object, fault).is_none() {
+                        let versions = !hides.load(Ordering::SeqCst);
+                        if answer(&mut stream, &head, object, fault, versions).is_none() {
                             return;
                         }
                     }
                 });
             }
         });
-        Self { url, objects, requests, faults }
+        Self { url, objects, requests, faults, versionless }
     }
 
     /// Puts an object, or another one in its place; each has an ETag of its own.
@@ -82,6 +86,11 @@ impl Server {
         let mut objects = self.objects.lock().unwrap();
         let version = objects.get(path).map_or(0, |(_, version)| version + 1);
         objects.insert(path.to_owned(), (bytes, version));
+    }
+
+    /// From now on no answer says which version of an object it is of.
+    pub fn hide_versions(&self) {
+        self.versionless.store(true, Ordering::SeqCst);
     }
 
     pub fn requests(&self) -> u64 {
@@ -118,6 +127,7 @@ fn answer(
     head: &str,
     object: Option<(Vec<u8>, u64)>,
     fault: Option<Fault>,
+    versions: bool,
 ) -> Option<()> {
     if fault != Some(Fault::Reset) {
         stream.read_exact(&mut vec![0; head.len()]).ok()?;
@@ -158,9 +168,12 @@ fn answer(
         Some(from) => format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}", total - 1),
         None => "200 OK".to_owned(),
     };
-    stream
-        .write_all(format!("HTTP/1.1 {status}\r\nETag: {tag}\r\nLast-Modified: Tue, 01 Sep 2026 10:00:00 GMT\r\nContent-Length: {stated}\r\n\r\n").as_bytes())
-        .ok()?;
+    let version = match versions {
+        true => format!("ETag: {tag}\r\nLast-Modified: Tue, 01 Sep 2026 10:00:00 GMT\r\n"),
+        false => String::new(),
+    };
+    let head = format!("HTTP/1.1 {status}\r\n{version}Content-Length: {stated}\r\n\r\n");
+    stream.write_all(head.as_bytes()).ok()?;
     send(stream, body, stated, fault)
 }
 

@@ -110,6 +110,39 @@ fn d1_broken_archives_are_counted_exactly_and_the_run_goes_on() {
 }
 
 #[test]
+fn d9_shards_that_hold_nothing_are_judged_by_their_number_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..30 {
+        let mut shard = Shard::new();
+        shard.samples(&format!("{number:02}-"), 100);
+        write(dir.path(), &format!("{number:02}.tar"), &shard.bytes());
+    }
+    write(dir.path(), "30.tar", &[0x5a; 100_000]);
+    write(dir.path(), "31.tar", b"");
+    // Two problems of 3000 samples; but nobody knows how many samples the two shards had.
+    let index = Arc::new(open(dir.path()));
+    assert_eq!(index.problems().total(), 2);
+    let strict = LoaderSpec { max_skipped_ratio: 0.01, ..spec(Arc::clone(&index)) };
+    let error = Loader::start(strict.clone()).unwrap_err();
+    assert!(matches!(error, DataError::ShardsLost { lost: 2, shards: 32, .. }), "{error}");
+    let message = error.to_string();
+    assert!(
+        message.contains("30.tar: shard_not_tar; ") && message.contains("31.tar: shard_not_tar"),
+        "{message}"
+    );
+    Loader::start(LoaderSpec { max_skipped_ratio: 0.1, ..strict }).unwrap();
+    // One of which a part is left is no lost one, nor is an archive of nothing.
+    let mut part = Shard::new();
+    part.samples("31-", 2);
+    let part = part.bytes();
+    write(dir.path(), "30.tar", &Shard::new().bytes());
+    write(dir.path(), "31.tar", &part[..part.len() - 1024]);
+    let index = open(dir.path());
+    assert_eq!(reasons(&index), counted(&[(SkipReason::ShardTruncated, 1)]));
+    index.check(0.001).unwrap();
+}
+
+#[test]
 fn d1_long_names_are_read_and_endless_ones_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let long = format!("{}{}", "folder/".repeat(40), "k".repeat(200));
@@ -139,33 +172,70 @@ fn d1_long_names_are_read_and_endless_ones_are_not() {
     assert_eq!(index.read_captions(2).unwrap().captions, ["text"]);
 }
 
-#[test]
-fn d1_a_size_in_pax_records_cannot_smuggle_members() {
-    // The header says 0 bytes, the record 1024: whoever believes the header finds a member inside the contents.
-    let mut hidden = tar::Header::new_ustar();
-    hidden.set_path("evil.txt").unwrap();
-    hidden.set_size(0);
-    hidden.set_cksum();
-    let mut contents = hidden.as_bytes().to_vec();
-    contents.resize(1024, 0);
+/// A member of PAX with `records`, without an end of the archive.
+fn pax_member(records: &[(&str, &[u8])], header: &tar::Header, contents: &[u8]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
-    builder.append_pax_extensions([("size", b"1024".as_slice())]).unwrap();
-    let mut header = tar::Header::new_ustar();
-    header.set_path("000.jpg").unwrap();
-    header.set_size(0);
-    header.set_cksum();
+    builder.append_pax_extensions(records.iter().copied()).unwrap();
     let mut bytes = builder.into_inner().unwrap();
     bytes.truncate(bytes.len() - 1024);
     bytes.extend_from_slice(header.as_bytes());
-    bytes.extend_from_slice(&contents);
-    let mut rest = Shard::new();
-    rest.sample("good");
-    bytes.extend_from_slice(&rest.bytes());
+    bytes.extend_from_slice(contents);
+    bytes
+}
+
+fn ustar(name: &str, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_path(name).unwrap();
+    header.set_size(size);
+    header.set_cksum();
+    header
+}
+
+#[test]
+fn d1_a_size_in_pax_records_cannot_smuggle_members() {
+    // The header says 0 bytes, the record 1024: whoever believes the header finds a member inside the contents.
+    let mut contents = ustar("evil.txt", 0).as_bytes().to_vec();
+    contents.resize(1024, 0);
+    let size: (&str, &[u8]) = ("size", b"1024");
+    for records in [
+        vec![size],
+        vec![("comment", b"two\nlines".as_slice()), size],
+        vec![("comment", b"9 size=0\n".as_slice()), size],
+        vec![("path", b"000\n.jpg".as_slice()), size],
+        vec![("size", b"7"), size],
+    ] {
+        let mut bytes = pax_member(&records, &ustar("000.jpg", 0), &contents);
+        let mut rest = Shard::new();
+        rest.sample("good");
+        bytes.extend_from_slice(&rest.bytes());
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "0.tar", &bytes);
+        let index = open(dir.path());
+        assert_eq!(keys(&index), ["good"], "{records:?}");
+        assert_eq!(reasons(&index), counted(&[(SkipReason::CaptionMissing, 1)]), "{records:?}");
+    }
+}
+
+#[test]
+fn d1_sparse_files_of_pax_are_refused_and_records_that_are_none_end_the_shard() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), "0.tar", &bytes);
+    let mut good = Shard::new();
+    good.sample("good");
+    let good = good.bytes();
+    let whole = |more: Vec<u8>| [&good[..good.len() - 1024], &more[..], &[0; 1024]].concat();
+    let major: (&str, &[u8]) = ("GNU.sparse.major", b"1");
+    let sparse = pax_member(&[major, ("GNU.sparse.name", b"a.jpg")], &ustar("sparse/a.jpg", 512), &[0; 512]);
+    write(dir.path(), "0.tar", &whole(sparse));
+    let mut wrong = pax_member(&[("comment", b"abc")], &ustar("b.jpg", 0), b"");
+    wrong[512] = b'9';
+    let mut other = Shard::new();
+    other.sample("other");
+    let other = other.bytes();
+    write(dir.path(), "1.tar", &[&other[..other.len() - 1024], &wrong, &[0; 1024]].concat());
     let index = open(dir.path());
-    assert_eq!(keys(&index), ["good"]);
-    assert_eq!(reasons(&index), counted(&[(SkipReason::CaptionMissing, 1)]));
+    assert_eq!(keys(&index), ["good", "other"]);
+    let expected = [(SkipReason::EntryUnsupported, 1), (SkipReason::ShardCorrupt, 1)];
+    assert_eq!(reasons(&index), counted(&expected));
 }
 
 #[test]

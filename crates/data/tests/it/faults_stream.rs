@@ -83,6 +83,70 @@ fn d9_no_good_sample_at_all_is_the_same_error() {
     assert!(matches!(error, DataError::TooManySkipped { .. }), "{error}");
 }
 
+/// How often each sample of one epoch in batches of `batch` is shown in place of another.
+fn stood_in(spec: &LoaderSpec, batch: usize, batches: usize) -> BTreeMap<usize, usize> {
+    let mut counts = BTreeMap::new();
+    let (joined, _) = global_batches(&LoaderSpec { global_batch: batch, ..spec.clone() }, 1, 0, batches);
+    for (_, shown, _) in joined.into_iter().flatten().filter(|row| row.0 != row.1) {
+        *counts.entry(shown).or_default() += 1;
+    }
+    counts
+}
+
+fn streamed(patterns: &[String]) -> LoaderSpec {
+    let transform = TransformConfig { image_size: 16, ..TransformConfig::default() };
+    let transform = Some(Arc::new(Transform::new(transform).unwrap()));
+    LoaderSpec { transform, ..spec(Arc::new(Index::open(patterns).unwrap())) }
+}
+
+#[test]
+fn d9_a_bad_stretch_does_not_show_one_sample_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = with_bad_samples(dir.path(), "0bad", 300, 1);
+    let good = with_bad_samples(dir.path(), "1good", 300, 1000);
+    let counts = stood_in(&streamed(&[bad, good]), 60, 10);
+    assert_eq!(counts.values().sum::<usize>(), 301);
+    assert!(counts.values().all(|&count| count < 12), "{counts:?}");
+    assert!(counts.len() > 150, "{}", counts.len());
+}
+
+#[test]
+fn d9_stand_ins_are_the_same_in_every_epoch_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let patterns = [with_bad_samples(dir.path(), "a", 60, 3), with_bad_samples(dir.path(), "b", 30, 2)];
+    let spec = LoaderSpec { global_batch: 30, ..streamed(&patterns) };
+    // Batches 3 to 5 of one process know what is bad; a process that starts there does not.
+    let (all, _) = global_batches(&spec, 1, 0, 6);
+    assert_eq!(all[3..], global_batches(&spec, 2, 90, 3).0);
+    let of_epoch = |batches: &[crate::common::Global]| -> BTreeMap<usize, usize> {
+        batches.iter().flatten().map(|&(drawn, shown, _)| (drawn, shown)).collect()
+    };
+    assert_eq!(of_epoch(&all[..3]), of_epoch(&all[3..]));
+}
+
+#[test]
+fn d9_one_good_sample_is_found_wherever_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = with_bad_samples(dir.path(), "bad", 100, 1);
+    let last = with_bad_samples(dir.path(), "last", 2, 2);
+    let counts = stood_in(&streamed(&[bad, last]), 102, 1);
+    assert_eq!(counts, BTreeMap::from([(101, 101)]));
+}
+
+#[test]
+fn bytes_that_the_disk_does_not_give_end_the_run_and_are_no_bad_sample() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = with_bad_samples(dir.path(), "good", 40, 1000);
+    let spec = LoaderSpec { workers: 1, ..streamed(&[good]) };
+    let mut loader = Loader::start(spec).unwrap();
+    loader.next_batch().unwrap();
+    // The shard is open, and its size was as indexed.
+    std::fs::File::options().write(true).open(dir.path().join("good.tar")).unwrap().set_len(512).unwrap();
+    let error = (0..40).find_map(|_| loader.next_batch().err()).unwrap();
+    assert!(matches!(&error, DataError::Unreadable { shard, .. } if shard.ends_with("good.tar")), "{error}");
+    assert!(error.is_of_disk_or_server());
+}
+
 #[test]
 fn long_d9_one_percent_of_bad_samples_costs_at_most_two_percent() {
     let dir = tempfile::tempdir().unwrap();

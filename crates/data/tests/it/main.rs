@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod elastic;
+mod faults_jpeg;
 mod faults_shards;
 mod faults_stream;
 mod preprocess_parity;

@@ -102,6 +102,9 @@ fn missing_and_foreign_files_are_named() {
     assert_refused(&world, shards, &["shard shards/train-000007.tar does not exist"]);
     fs::write(world.path("shards/text.tar"), "no tar").unwrap();
     assert_refused(&world, "data.train=[\"shards/text.tar\"]", &["shards/text.tar: shard_not_tar"]);
+    // Beside good ones it is one problem of many samples, and one shard of few.
+    let lost = Launch { sets: &["data.train=[\"shards/t*.tar\"]"], ..world.run("lost") }.end();
+    assert_says(&lost, 93, &["1 of 3 shards", "max_skipped_ratio 0.01", "shards/text.tar: shard_not_tar"]);
     for (key, file) in [
         ("model.vision.weights=weights/none", "weights/none"),
         ("model.qformer.init=weights/none", "weights/none/vocab.txt"),
