@@ -1,6 +1,6 @@
 //! Where every sample lies: set, shard, offsets and sizes, out of index files or one scan of the tar headers.
 //!
-//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned, and a scan is kept for the next start.
+//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned, and a run keeps its scans for the next.
 //! What is wrong inside a shard is
 //! counted and the rest is used, also when the whole file is no tar; a shard that is not there ends the run, because
 //! then the config names the wrong thing. Keys are unique inside one folder: img2dataset numbers the keys of every
@@ -71,7 +71,7 @@ impl Index {
 
     /// As [`Index::open`], for the sets of a mixture and for URLs.
     ///
-    /// The scan of a local shard is kept beside it, or in the cache folder of `remote` where that cannot be written on.
+    /// With `remote` the scan of a local shard is kept beside it, or in the cache folder where that cannot be written on.
     /// Without `remote` a URL is refused. Further errors: a server that cannot be reached in time
     /// ([`DataError::Unreadable`]).
     pub fn open_sets(sets: &[Vec<String>], remote: Option<RemoteOptions>) -> Result<Self, DataError> {

@@ -19,15 +19,18 @@ use crate::scan::scan;
 /// same time: its scan is not kept.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The index of the local shard at `path`: out of a file that fits it, or by a scan, which is kept. `cache` is the folder
-/// for scans that cannot stand beside their shards; that neither can be written on costs time alone.
+/// The index of the local shard at `path`: out of a file that fits it, or by a scan. With `cache`, the folder for scans
+/// that cannot stand beside their shards, the scan is kept; that neither can be written on costs time alone. Without,
+/// nothing is written: who only looks at shards leaves nothing behind.
 pub(crate) fn kept_index(path: &Path, cache: Option<&Path>) -> Result<ShardIndex, DataError> {
     let (index, found) = index(path, cache)?;
-    if !found && is_settled(&index.stamp) && index.write(&path_beside(path)).is_err() {
-        let _ = cache.map(|cache| {
-            std::fs::create_dir_all(cache)?;
-            index.write(&path_in(cache, path)?)
-        });
+    if let Some(cache) = cache
+        && !found
+        && is_settled(&index.stamp)
+        && index.write(&path_beside(path)).is_err()
+    {
+        let in_cache = || index.write(&path_in(cache, path)?);
+        let _ = std::fs::create_dir_all(cache).and_then(|()| in_cache());
     }
     Ok(index)
 }
@@ -96,17 +99,19 @@ mod tests {
     #[test]
     fn a_scan_is_kept_and_made_again_when_its_shard_has_changed() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("0.tar");
+        let (path, cache) = (dir.path().join("0.tar"), dir.path().join("cache"));
         write_shard(&path, "a", 100);
         assert_eq!(keys(&kept_index(&path, None).unwrap()), ["a"]);
-        assert!(index(&path, None).unwrap().1, "it came from a file");
+        assert!(!index(&path, None).unwrap().1, "who only looks leaves nothing behind");
+        assert_eq!(keys(&kept_index(&path, Some(&cache)).unwrap()), ["a"]);
+        assert!(index(&path, None).unwrap().1 && !cache.exists(), "it stands beside its shard");
         // Of the same size, at another time.
         write_shard(&path, "b", 50);
-        assert_eq!(keys(&kept_index(&path, None).unwrap()), ["b"]);
+        assert_eq!(keys(&kept_index(&path, Some(&cache)).unwrap()), ["b"]);
         assert!(index(&path, None).unwrap().1);
         // A moment ago: it may be changed again at the same time.
         write_shard(&path, "c", 0);
-        assert_eq!(keys(&kept_index(&path, None).unwrap()), ["c"]);
+        assert_eq!(keys(&kept_index(&path, Some(&cache)).unwrap()), ["c"]);
         assert!(!index(&path, None).unwrap().1);
     }
 
@@ -119,8 +124,7 @@ mod tests {
         std::fs::create_dir(path_beside(&path)).unwrap();
         assert_eq!(keys(&kept_index(&path, Some(&cache)).unwrap()), ["a"]);
         assert!(index(&path, Some(&cache)).unwrap().1 && !index(&path, None).unwrap().1);
-        // Nor is it an error that there is no such folder, or none that can be made.
-        assert_eq!(keys(&kept_index(&path, None).unwrap()), ["a"]);
+        // Nor is it an error that no such folder can be made.
         assert_eq!(keys(&kept_index(&path, Some(&path.join("below"))).unwrap()), ["a"]);
     }
 }
