@@ -12,7 +12,7 @@ use crate::coordinator::{News, Place};
 use crate::decide::{Action, Bond, End, Fleet, Policy, decide};
 use crate::failure::{FAILURE, Failure};
 use crate::fleet::Processes;
-use crate::meeting::{Meeting, Next, Outcome, Settled, stop_signal};
+use crate::meeting::{Meeting, Next, Opened, Outcome, Settled, stop_signal};
 use crate::nodes::{Nodes, run_id};
 use crate::progress::monotonic_ns;
 use crate::standing::Standing;
@@ -67,6 +67,18 @@ pub struct LaunchSpec {
 /// [`LaunchError::Meeting`] when the nodes do not meet, [`LaunchError::Spawn`] when the program does not start,
 /// [`LaunchError::Write`] when the run folder cannot be written.
 pub fn launch(spec: &LaunchSpec, report: &dyn Fn(&str)) -> Result<Exit, LaunchError> {
+    launch_unless(&StopSignals::install()?, spec, report)
+}
+
+/// As [`launch`], unless a signal has come since `signals` were installed: then nothing is started, and nothing is lost.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_unless(
+    signals: &StopSignals,
+    spec: &LaunchSpec,
+    report: &dyn Fn(&str),
+) -> Result<Exit, LaunchError> {
     if spec.nproc == 0 {
         return Err(LaunchError::Arguments {
             detail: "0 workers cannot do anything; start at least 1".into(),
@@ -74,19 +86,22 @@ pub fn launch(spec: &LaunchSpec, report: &dyn Fn(&str)) -> Result<Exit, LaunchEr
     }
     let logs = spec.run_dir.join("logs");
     fs::create_dir_all(&logs).map_err(|source| LaunchError::Write { path: logs.clone(), source })?;
-    let (meeting, _lock) = Meeting::open(spec, report)?;
+    let (meeting, _lock) = match Meeting::open(spec, signals, report)? {
+        Opened::Met(meeting, lock) => (meeting, lock),
+        Opened::Exit(exit) => return Ok(exit),
+    };
     let mut launcher = Launcher {
         spec,
         report,
         logs,
         clock: Instant::now(),
-        signals: StopSignals::install()?,
+        signals,
         meeting,
         failed_ns: None,
     };
     let mut generation = 0;
     loop {
-        let place = match launcher.meeting.next(spec, generation, &launcher.signals)? {
+        let place = match launcher.meeting.next(spec, generation, signals)? {
             Next::Start(place) => place,
             Next::Exit(exit) => return Ok(exit),
         };
@@ -111,7 +126,7 @@ struct Launcher<'a> {
     logs: PathBuf,
     /// All times in reports count from here.
     clock: Instant,
-    signals: StopSignals,
+    signals: &'a StopSignals,
     meeting: Meeting,
     /// When the last generation failed, by the machine's monotonic clock.
     failed_ns: Option<u64>,
@@ -222,7 +237,7 @@ impl Launcher<'_> {
             (self.report)(&format!("{signal} received; asking the workers to stop with a checkpoint"));
             stop(signal, processes, fleet);
         }
-        match self.meeting.news(&self.signals) {
+        match self.meeting.news(self.signals) {
             Some(News::Stop { signal }) if fleet.stop.is_none() => {
                 let signal = stop_signal(signal);
                 (self.report)(&format!("{signal} received by another node; asking the workers to stop"));
