@@ -1,8 +1,8 @@
 //! The smallest worker that keeps the contract, and a launcher for it. The process tests run both.
 //!
 //! `probe launch DIR NPROC` launches `probe work DIR` NPROC times; each worker writes `DIR/pid-RANK`, waits, and ends
-//! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch; with `steps` behind it, of one
-//! of the other kind.
+//! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch; with a number behind it the
+//! one of that number, with `steps` of a launch of the other kind.
 //!
 //! `probe steps DIR` takes 40 steps together with the other ranks, who meet in files, and does in one of them what
 //! `DIR/fault-RANK` says, a line for each generation. Every tenth step it says that it has written a checkpoint.
@@ -28,11 +28,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["launch", dir, nproc] => start(Path::new(dir), nproc, Nodes::one(), "work"),
-        ["node", dir, nproc, rdzv] => {
-            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv), "work"))
-        }
-        ["node", dir, nproc, rdzv, "steps"] => {
-            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv), "steps"))
+        ["node", dir, nproc, rdzv, ref how @ ..] => {
+            let task = if how.contains(&"steps") { "steps" } else { "work" };
+            let number = how.iter().find_map(|word| word.parse().ok());
+            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv, number), task))
         }
         ["work", dir] => work(Path::new(dir)),
         ["steps", dir] => steps(Path::new(dir)),
@@ -48,9 +47,9 @@ fn main() -> ExitCode {
 }
 
 /// Two nodes with little patience.
-fn two(rdzv: launch::Rdzv) -> Nodes {
+fn two(rdzv: launch::Rdzv, node_rank: Option<usize>) -> Nodes {
     let (lease, join) = (Duration::from_secs(2), Duration::from_secs(5));
-    Nodes { nnodes: 2, rdzv: Some(rdzv), lease, join, ..Nodes::one() }
+    Nodes { nnodes: 2, node_rank, rdzv: Some(rdzv), lease, join }
 }
 
 /// So that a test need not wait for ten seconds.

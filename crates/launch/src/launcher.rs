@@ -90,15 +90,8 @@ pub fn launch_unless(
         Opened::Met(meeting, lock) => (meeting, lock),
         Opened::Exit(exit) => return Ok(exit),
     };
-    let mut launcher = Launcher {
-        spec,
-        report,
-        logs,
-        clock: Instant::now(),
-        signals,
-        meeting,
-        failed_ns: None,
-    };
+    let mut launcher =
+        Launcher { spec, report, logs, clock: Instant::now(), signals, meeting, failed_ns: None };
     let mut generation = 0;
     loop {
         let place = match launcher.meeting.next(spec, generation, signals)? {

@@ -140,7 +140,10 @@ mod tests {
     #[test]
     fn a_loopback_address_comes_last_and_other_orders_stay() {
         let (debian, turned) = sorted(&["127.0.1.1:1", "10.0.0.7:1", "[::1]:1", "10.0.0.8:1"]);
-        assert_eq!((debian, turned), (["10.0.0.7:1", "10.0.0.8:1", "127.0.1.1:1", "[::1]:1"].map(String::from).into(), true));
+        assert_eq!(
+            (debian, turned),
+            (["10.0.0.7:1", "10.0.0.8:1", "127.0.1.1:1", "[::1]:1"].map(String::from).into(), true)
+        );
         assert_eq!(sorted(&["10.0.0.8:1", "127.0.0.1:1", "10.0.0.7:1"]).0[..2], ["10.0.0.8:1", "10.0.0.7:1"]);
         assert!(!sorted(&["10.0.0.8:1", "127.0.0.1:1"]).1 && !sorted(&["127.0.0.1:1"]).1);
     }
@@ -163,7 +166,9 @@ mod tests {
         let signals = StopSignals::install().unwrap();
         let lines = std::cell::RefCell::new(Vec::new());
         let report = |line: &str| lines.borrow_mut().push(line.to_owned());
-        for (host, exit) in [("no-such-host.invalid", crate::Exit::Unavailable), ("203.0.113.1", crate::Exit::Config)] {
+        for (host, exit) in
+            [("no-such-host.invalid", crate::Exit::Unavailable), ("203.0.113.1", crate::Exit::Config)]
+        {
             let rdzv = Rdzv { host: host.into(), port: 29400 };
             let start = Instant::now();
             let Err(error) = listen(&rdzv, Some(0), Duration::from_millis(600), &signals, &report) else {

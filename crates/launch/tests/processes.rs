@@ -294,3 +294,14 @@ fn a_second_interrupt_ends_launcher_and_workers_at_once() {
     wait_for("the end of the launcher", Duration::from_secs(1), || probe.try_wait().unwrap());
     wait_for("the end of the worker", Duration::from_secs(2), || (!is_running(pids[1])).then_some(()));
 }
+
+#[test]
+fn the_report_of_the_launch_before_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(&shell(dir.path(), 1, "exit 3")).0, Exit::Unavailable);
+    let before = failure(dir.path());
+    assert_eq!(run(&shell(dir.path(), 1, "exit 75")).0, Exit::Stopped);
+    assert!(!dir.path().join(FAILURE).exists(), "nothing failed in this launch");
+    let kept = fs::read(dir.path().join("failure-before.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Failure>(&kept).unwrap(), before);
+}

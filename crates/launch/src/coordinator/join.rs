@@ -69,10 +69,9 @@ impl Invitation {
         let lease = self.lease;
         // A thread of its own, because names and addresses that do not answer hold it up for seconds.
         let search = move || drop(found.send(self.search()));
-        thread::Builder::new()
-            .name("meeting".into())
-            .spawn(search)
-            .map_err(|source| LaunchError::System { action: "start a thread to meet the other nodes", source })?;
+        thread::Builder::new().name("meeting".into()).spawn(search).map_err(|source| {
+            LaunchError::System { action: "start a thread to meet the other nodes", source }
+        })?;
         loop {
             if signals.received().is_some() {
                 return Ok(Joined::Out(Exit::Stopped));
@@ -113,7 +112,8 @@ impl Invitation {
     }
 
     fn attempt(&self) -> Answer {
-        let opened = connect(&self.rdzv).map_err(Into::into).and_then(|stream| wire::open(stream, &self.token));
+        let opened =
+            connect(&self.rdzv).map_err(Into::into).and_then(|stream| wire::open(stream, &self.token));
         let (mut sender, mut receiver) = match opened {
             Ok(halves) => halves,
             Err(OpenError::Io(error)) => return Answer::Nothing(error),

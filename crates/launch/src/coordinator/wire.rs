@@ -220,10 +220,7 @@ mod tests {
 
     type Halves = (Sender, Receiver);
 
-    fn pair(
-        token: &'static [u8],
-        other: &'static [u8],
-    ) -> (io::Result<Halves>, Result<Halves, OpenError>) {
+    fn pair(token: &'static [u8], other: &'static [u8]) -> (io::Result<Halves>, Result<Halves, OpenError>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let node = thread::spawn(move || open(TcpStream::connect(address).unwrap(), other));
@@ -249,7 +246,10 @@ mod tests {
         let (coordinator, node) = pair(b"secret", b"guess");
         assert!(coordinator.unwrap_err().to_string().contains("token"));
         let refused = node.unwrap_err();
-        assert!(matches!(refused, OpenError::Refused(_)) && refused.to_string().contains("token"), "{refused}");
+        assert!(
+            matches!(refused, OpenError::Refused(_)) && refused.to_string().contains("token"),
+            "{refused}"
+        );
     }
 
     #[test]
