@@ -150,6 +150,13 @@ impl Meeting {
         Ok(Some((alone(place.world_size, place.generation + 1)?, spent)))
     }
 
+    /// The generation of the last [`Self::regroup`] did not come about.
+    pub(crate) fn give_back(&mut self) {
+        if let Self::Alone { budget } = self {
+            budget.give_back();
+        }
+    }
+
     /// What the coordinator wants of the generation that runs.
     pub(crate) fn news(&mut self, signals: &StopSignals) -> Option<News> {
         let Self::Member { member, stop_told } = self else { return None };
