@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),
         Command::Ckpt(Ckpt::Verify(args)) => checkpoints::verify(&args.run_dir),
     };
+    launch::last_words();
     match outcome {
         Ok(code) => code,
         Err(error) => {

@@ -56,7 +56,7 @@ pub use nproc::Nproc;
 pub use parent::die_with_parent;
 pub use progress::{ProgressPage, WorkerPhase};
 pub use run_lock::RunLock;
-pub use screen::say;
+pub use screen::{last_words, say};
 pub use stop::{StopFlag, StopSignals};
 pub use watchdog::Patience;
 pub use world::{Source, World};

@@ -14,16 +14,18 @@ const ROOM: usize = 256 * 1024;
 /// So long the last words may take at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Writes a line to standard error without waiting for whoever reads it. What still waits at the end of [`crate::launch`]
-/// gets a second.
+static STDOUT: OnceLock<Screen> = OnceLock::new();
+static STDERR: OnceLock<Screen> = OnceLock::new();
+
+/// Writes a line to standard error without waiting for whoever reads it. A program that ends asks for [`last_words`] first.
 pub fn say(line: &str) {
     Screen::stderr().push(format!("{line}\n").as_bytes());
 }
 
-/// Waits until all that was written is shown, but not for long.
-pub(crate) fn last_words() {
+/// Waits until all that was said is shown, but no longer than a second. [`crate::launch`] ends with it.
+pub fn last_words() {
     let start = Instant::now();
-    for screen in [Screen::stdout(), Screen::stderr()] {
+    for screen in [STDOUT.get(), STDERR.get()].into_iter().flatten() {
         screen.wait_until_shown(LAST_WORDS.saturating_sub(start.elapsed()));
     }
 }
@@ -54,12 +56,10 @@ struct Waiting {
 
 impl Screen {
     pub(crate) fn stdout() -> &'static Self {
-        static STDOUT: OnceLock<Screen> = OnceLock::new();
         STDOUT.get_or_init(|| Self::of(&io::stdout()))
     }
 
     pub(crate) fn stderr() -> &'static Self {
-        static STDERR: OnceLock<Screen> = OnceLock::new();
         STDERR.get_or_init(|| Self::of(&io::stderr()))
     }
 
@@ -99,9 +99,10 @@ impl Screen {
             return;
         }
         let notice = waiting.notice();
-        waiting.chunks.extend(notice);
-        waiting.bytes += bytes.len();
-        waiting.chunks.push_back(bytes.to_vec());
+        for chunk in notice.into_iter().chain([bytes.to_vec()]) {
+            waiting.bytes += chunk.len();
+            waiting.chunks.push_back(chunk);
+        }
         self.queue.changed.notify_all();
     }
 
@@ -127,8 +128,8 @@ impl Waiting {
     }
 
     fn next(&mut self) -> Option<Vec<u8>> {
-        let chunk = self.chunks.pop_front().or_else(|| self.notice())?;
-        self.bytes = self.chunks.iter().map(Vec::len).sum();
+        let Some(chunk) = self.chunks.pop_front() else { return self.notice() };
+        self.bytes -= chunk.len();
         Some(chunk)
     }
 }

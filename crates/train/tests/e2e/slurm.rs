@@ -86,4 +86,17 @@ fn jobs_that_get_sigterm_without_a_warning_go_on_exactly() {
     wait_for_step(&job, &world, "preempted", 20);
     preempt(&slurm);
     goes_on_exactly(&job, &world, "preempted");
+
+    // Who cancels a job does not want it back.
+    let job = submit(&slurm, &world, "cancelled");
+    wait_for_step(&job, &world, "cancelled", 20);
+    slurm.ask("scancel", &[&job.id]);
+    job.wait_for("end", || ["CANCELLED", "PENDING"].contains(&job.field("JobState").as_str()));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(
+        (job.field("JobState").as_str(), job.field("Restarts").as_str()),
+        ("CANCELLED", "0"),
+        "{}",
+        job.log()
+    );
 }
