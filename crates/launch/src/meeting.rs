@@ -111,7 +111,17 @@ impl Meeting {
         let invitation = Invitation { rdzv: rdzv.clone(), token, hello, lease, join };
         Ok(match invitation.join(signals)? {
             Joined::In(member) => Opened::Met(Self::Member { member, stop_told: false }, lock),
-            Joined::Out(exit) => Opened::Exit(exit),
+            Joined::Out(exit) => {
+                report(&match signals.received() {
+                    Some(signal) => {
+                        format!("{signal} received before the nodes had met; nothing was started")
+                    }
+                    None => {
+                        format!("this run has just ended with exit code {}; nothing was started", exit.code())
+                    }
+                });
+                Opened::Exit(exit)
+            }
         })
     }
 

@@ -133,3 +133,25 @@ fn a_replacement_that_comes_before_the_lease_has_run_out_waits_for_the_number() 
         assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     }
 }
+
+#[test]
+fn a_stranger_who_speaks_slowly_is_hung_up_on_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let rdzv = rdzv();
+    let nodes = ["0", "1"].map(|number| node(dir.path(), &rdzv, &[number]));
+    wait_for("both nodes' workers", || fs::read(dir.path().join("pid-1-of-2-in-0")).ok());
+    let mut stranger = TcpStream::connect(&rdzv).unwrap();
+    let start = Instant::now();
+    // 64 bytes would be a proof, and take 13 seconds.
+    while stranger.write_all(b"x").is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(8), "still listened to");
+        thread::sleep(Duration::from_millis(200));
+    }
+    for node in &nodes {
+        kill(Pid::from_raw(node.id().cast_signed()), Signal::SIGTERM).unwrap();
+    }
+    for node in nodes {
+        let output = node.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    }
+}
