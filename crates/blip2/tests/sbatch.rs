@@ -1,15 +1,17 @@
 //! The batch script for SLURM, with a fake `srun`: what becomes of a job.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[expect(dead_code, reason = "made for other tests too")]
 mod place;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use place::{Place, run};
+use place::Place;
 
 const SBATCH: &str = "deploy/slurm/train.sbatch";
 
@@ -20,6 +22,15 @@ fn checkout(path: &str) -> PathBuf {
 /// What SLURM tells a batch script.
 const JOB: [(&str, &str); 3] =
     [("SLURM_JOB_ID", "7"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_SUBMIT_DIR", "/nowhere")];
+
+/// The batch script in a folder.
+fn job(place: &Place, args: &[&str]) -> Command {
+    let mut job = Command::new("/bin/bash");
+    job.arg(checkout(SBATCH)).args(args).current_dir(place.path("")).env("FAKE_DIR", place.path(""));
+    job.env("PATH", format!("{}:/usr/bin:/bin", place.path("").display()));
+    job.env("BLIP2", place.path("blip2")).envs(JOB);
+    job
+}
 
 fn program(place: &Place, name: &str, script: &str) {
     fs::write(place.path(name), script).unwrap();
@@ -35,12 +46,9 @@ fn submit(args: &[&str], worker_ends_with: i32) -> (Option<i32>, String) {
     ] {
         program(&place, name, &format!("#!/bin/sh\n{script}\n"));
     }
-    let mut command = assert_cmd::Command::new("/bin/bash");
-    command.arg(checkout(SBATCH)).args(args).current_dir(place.path("")).env("FAKE_DIR", place.path(""));
-    command.env("FAKE_EXIT", worker_ends_with.to_string()).env("BLIP2", place.path("blip2"));
-    command.env("PATH", format!("{}:/usr/bin:/bin", place.path("").display()));
-    let (code, stdout, stderr) = run(command.envs(JOB));
-    (code, stdout + &stderr)
+    let output = job(&place, args).env("FAKE_EXIT", worker_ends_with.to_string()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
 }
 
 #[test]
@@ -56,6 +64,24 @@ fn a_job_that_stopped_with_a_checkpoint_goes_back_into_the_queue_and_no_other() 
 }
 
 #[test]
+fn a_job_that_was_cancelled_stays_out_of_the_queue() {
+    for (state, comes_back) in [
+        ("JobState=RUNNING Reason=None", true),
+        ("JobState=COMPLETING Reason=TimeLimit", true),
+        ("JobState=COMPLETING Reason=None", false),
+    ] {
+        let place = Place::with_worker();
+        program(&place, "srun", "#!/bin/sh\nexit 75\n");
+        let scontrol = format!(
+            "#!/bin/sh\nif [ $1 = show ]; then echo 'JobId=7\n   {state} Dep='; else touch $FAKE_DIR/back; fi\n"
+        );
+        program(&place, "scontrol", &scontrol);
+        assert_eq!(job(&place, &["config.toml"]).output().unwrap().status.code(), Some(75));
+        assert_eq!(place.path("back").exists(), comes_back, "{state}");
+    }
+}
+
+#[test]
 fn a_job_that_gets_sigterm_has_time_for_a_checkpoint() {
     let place = Place::with_worker();
     // srun hands SIGUSR1 on, and answers SIGTERM by killing its tasks.
@@ -65,17 +91,14 @@ fn a_job_that_gets_sigterm_has_time_for_a_checkpoint() {
     for (name, script) in [("srun", srun), ("scontrol", "#!/bin/sh\ntouch \"$FAKE_DIR/requeued\"\n")] {
         program(&place, name, script);
     }
-    let mut job = std::process::Command::new("/bin/bash");
-    job.arg(checkout(SBATCH)).args(["config.toml", "--nproc-per-node", "2"]).current_dir(place.path(""));
-    job.envs([("FAKE_DIR", place.path("")), ("BLIP2", place.path("blip2"))]).env("FAKE_WAIT", "1");
-    job.env("PATH", format!("{}:/usr/bin:/bin", place.path("").display())).envs(JOB);
-    let mut job = job.spawn().unwrap();
+    let mut job =
+        job(&place, &["config.toml", "--nproc-per-node", "2"]).env("FAKE_WAIT", "1").spawn().unwrap();
     let start = Instant::now();
     while !place.path("training").exists() && start.elapsed() < Duration::from_secs(20) {
         thread::sleep(Duration::from_millis(10));
     }
     let id = job.id().to_string();
-    assert!(std::process::Command::new("/bin/kill").args(["-s", "TERM", &id]).status().unwrap().success());
+    assert!(Command::new("/bin/kill").args(["-s", "TERM", &id]).status().unwrap().success());
     assert_eq!((job.wait().unwrap().code(), place.path("requeued").exists()), (Some(75), true));
     assert_eq!(place.asked().len(), 3, "the run folder, and two ranks");
 }
