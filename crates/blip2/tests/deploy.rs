@@ -5,7 +5,6 @@
 mod place;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use place::{Place, run};
@@ -213,6 +212,50 @@ fn each_node_of_the_compose_file_starts_its_ranks() {
     }
 }
 
+/// What a Job does with a pod that ends with a code or under a condition, by the first rule that fits.
+fn action<'a>(job: &'a Value, code: u64, disrupted: bool) -> Option<&'a str> {
+    let fits = |rule: &&Value| match rule.get("onExitCodes") {
+        Some(codes) => list(codes, "/values").contains(&json!(code)),
+        None => disrupted && text(rule, "/onPodConditions/0/type") == "DisruptionTarget",
+    };
+    list(job, "/podFailurePolicy/rules").iter().find(fits).map(|rule| text(rule, "/action"))
+}
+
+#[test]
+fn only_accidents_count_as_restarts_and_what_no_try_mends_ends_the_job() {
+    for (file, pod) in [(JOBSET, JOBSET_POD), (RUNTIME, RUNTIME_POD)] {
+        let manifest = yaml(file);
+        let job = at(&manifest, pod.strip_suffix("/template/spec").unwrap());
+        for (code, disrupted, expected) in [
+            (78, false, Some("FailJob")),
+            (93, true, Some("FailJob")),
+            (75, false, Some("Ignore")),
+            (137, true, Some("Ignore")),
+            (69, false, None),
+            (137, false, None),
+        ] {
+            assert_eq!(action(job, code, disrupted), expected, "{file}: {code}, drained: {disrupted}");
+        }
+        // Without it the first accident would not be one of the JobSet's.
+        assert_eq!(at(job, "/backoffLimit"), &json!(0), "{file}");
+    }
+    let compose = yaml(COMPOSE);
+    let bound = text(&compose, "/services/node0/restart").strip_prefix("on-failure:").unwrap();
+    assert!(bound.parse::<u32>().unwrap() > 0);
+}
+
+#[test]
+fn the_example_of_the_batch_script_is_taken() {
+    let script = read(SBATCH);
+    let example = after(&script, "#   sbatch ").next().unwrap();
+    let (_, args) = example.split_once("deploy/slurm/train.sbatch ").unwrap();
+    let args: Vec<&str> = args.split(' ').collect();
+    config(&args);
+    assert!(
+        dry_run(&[&["launch"], &args[..]].concat(), &[]).contains(" --set run.dir=/shared/run -- configs/")
+    );
+}
+
 #[test]
 fn the_commands_of_unit_and_comments_are_taken() {
     let unit = read(UNIT);
@@ -238,46 +281,6 @@ fn the_commands_of_unit_and_comments_are_taken() {
             }
         }
     }
-}
-
-/// The batch script with a fake `srun`, which leaves its options out, and a fake `scontrol`: exit code and log.
-fn submit(args: &[&str], worker_ends_with: i32) -> (Option<i32>, String) {
-    let place = Place::with_worker();
-    for (name, script) in [
-        ("srun", "while [ \"${1#--}\" != \"$1\" ]; do shift; done; exec \"$@\""),
-        ("scontrol", "echo \"scontrol $*\""),
-    ] {
-        fs::write(place.path(name), format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let mut command = assert_cmd::Command::new("/bin/bash");
-    command.arg(checkout(SBATCH)).args(args).current_dir(place.path("")).env("FAKE_DIR", place.path(""));
-    command.env("FAKE_EXIT", worker_ends_with.to_string()).env("BLIP2", place.path("blip2"));
-    command.env("PATH", format!("{}:/usr/bin:/bin", place.path("").display()));
-    let job = [("SLURM_JOB_ID", "7"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_SUBMIT_DIR", "/nowhere")];
-    let (code, stdout, stderr) = run(command.envs(job));
-    (code, stdout + &stderr)
-}
-
-#[test]
-fn a_job_that_stopped_with_a_checkpoint_goes_back_into_the_queue_and_no_other() {
-    let script = read(SBATCH);
-    let example = after(&script, "#   sbatch ").next().unwrap();
-    let (_, args) = example.split_once("deploy/slurm/train.sbatch ").unwrap();
-    let args: Vec<&str> = args.split(' ').collect();
-    config(&args);
-    assert!(
-        dry_run(&[&["launch"], &args[..]].concat(), &[]).contains(" --set run.dir=/shared/run -- configs/")
-    );
-
-    let args = [&args[..], &["--nproc-per-node", "1", "--max-restarts", "0"]].concat();
-    for ends_with in [0, 75, 78, 93] {
-        let (code, log) = submit(&args, ends_with);
-        assert_eq!(code, Some(ends_with), "{log}");
-        assert_eq!(log.contains("scontrol requeue 7\n"), ends_with == 75, "{log}");
-    }
-    let (code, log) = submit(&[], 0);
-    assert!(code == Some(78) && log.contains("name the config"), "{log}");
 }
 
 /// Every path of a config with whether the run writes there: keys called `dir` are written, all others read.
