@@ -5,7 +5,7 @@
 //! one of that number, with `steps` of a launch of the other kind.
 //!
 //! `probe talk DIR` says more in each of 40 steps than a pipe holds. `probe outlive DIR` outlives the loss of a peer: in
-//! generation 0 rank 1 hides its program and dies, and rank 0 brings it back a little later and waits where nobody comes.
+//! generation 0 rank 1 hides its program and dies, and rank 0 waits where nobody comes.
 //!
 //! `probe steps DIR` takes 40 steps together with the other ranks, who meet in files, and does in one of them what
 //! `DIR/fault-RANK` says, a line for each generation. Every tenth step it says that it has written a checkpoint.
@@ -149,20 +149,16 @@ fn outlive(dir: &Path) -> Result<Exit, LaunchError> {
     }
     page.met(world.generation);
     let (program, hidden) = (dir.join("program"), dir.join("hidden"));
-    let moved = |from: &Path, to: &Path| {
-        fs::rename(from, to).map_err(|source| LaunchError::Write { path: to.into(), source })
-    };
     for step in 0..STEPS {
         page.write(WorkerPhase::Reduce, step);
         if world.generation == 0 && world.rank == 1 && step == STEPS / 2 {
-            moved(&program, &hidden)?;
+            fs::rename(&program, &hidden)
+                .map_err(|source| LaunchError::Write { path: hidden.clone(), source })?;
             std::process::abort();
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     if world.generation == 0 && page.wait_for_call(0, AT_MOST, &never).is_some() {
-        std::thread::sleep(Duration::from_millis(200));
-        moved(&hidden, &program)?;
         std::thread::sleep(AT_MOST);
     }
     Ok(Exit::Done)
