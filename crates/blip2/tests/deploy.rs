@@ -213,7 +213,7 @@ fn each_node_of_the_compose_file_starts_its_ranks() {
 }
 
 /// What a Job does with a pod that ends with a code or under a condition, by the first rule that fits.
-fn action<'a>(job: &'a Value, code: u64, disrupted: bool) -> Option<&'a str> {
+fn action(job: &Value, code: u64, disrupted: bool) -> Option<&str> {
     let fits = |rule: &&Value| match rule.get("onExitCodes") {
         Some(codes) => list(codes, "/values").contains(&json!(code)),
         None => disrupted && text(rule, "/onPodConditions/0/type") == "DisruptionTarget",

@@ -19,6 +19,8 @@ pub struct Batch {
     pub image_size: usize,
     /// Drawn by the policy, then processed.
     pub texts: Vec<String>,
+    /// `image_id` of each sample's `.json`, where it has one.
+    pub image_ids: Vec<Option<String>>,
     /// Names of the samples.
     pub keys: Vec<String>,
     /// Places of the samples in the index; a replaced sample shows its replacement.

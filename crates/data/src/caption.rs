@@ -136,6 +136,7 @@ mod tests {
         let of = Captions {
             captions: vec!["label".into()],
             tags: ["x", "y", "z", "u", "v"].map(str::to_owned).to_vec(),
+            ..Captions::default()
         };
         let policy = TextPolicy::Mixture(Mixture::default());
         policy.check().unwrap();
@@ -169,7 +170,7 @@ mod tests {
 
         #[test]
         fn drawn_texts_hold_only_given_parts(tags in prop::collection::vec("[a-z]{1,5}", 0..6), sample: u64, epoch: u64) {
-            let of = Captions { captions: vec!["one".into(), "two".into()], tags: tags.clone() };
+            let of = Captions { captions: vec!["one".into(), "two".into()], tags: tags.clone(), image_id: None };
             let text = TextPolicy::Mixture(Mixture::default()).draw(&of, 1, sample, epoch);
             prop_assert!(text.split(", ").all(|part| part == "one" || part == "two" || tags.iter().any(|tag| tag == part)));
         }

@@ -1,10 +1,9 @@
 //! Where every sample lies: set, shard, offsets and sizes, out of index files or one scan of the tar headers.
 //!
-//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned, and a run keeps its scans for the next.
-//! What is wrong inside a shard is
-//! counted and the rest is used, also when the whole file is no tar; a shard that is not there ends the run, because
-//! then the config names the wrong thing. Keys are unique inside one folder: img2dataset numbers the keys of every
-//! data set alike.
+//! A shard whose index file ([`crate::index_file`]) still fits it is not scanned, and a run keeps its scans for the
+//! next. What is wrong inside a shard is counted and the rest is used, also when the whole file is no tar; a shard that
+//! is not there ends the run, because then the config names the wrong thing. Keys are unique inside one folder:
+//! img2dataset numbers the keys of every data set alike.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

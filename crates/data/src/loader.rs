@@ -118,6 +118,12 @@ impl Loader {
     }
 }
 
+/// What a sample shows beside its picture.
+struct Shown {
+    text: String,
+    image_id: Option<String>,
+}
+
 impl LoaderSpec {
     /// One rank, one thread, one sample a batch, captions as they are, no pixels, no bad sample borne; the rest is
     /// for the caller to set.
@@ -199,8 +205,9 @@ impl LoaderSpec {
             let first = batch.samples.len() * values;
             let pixels = batch.pixels.as_mut().map(|pixels| &mut pixels[first..first + values]);
             match self.try_sample(sample, place.epoch, known, pixels)? {
-                Ok(text) => {
+                Ok(Shown { text, image_id }) => {
                     batch.texts.push(text);
+                    batch.image_ids.push(image_id);
                     batch.keys.push(self.index.entry(sample).key.to_string());
                     batch.samples.push(sample);
                     batch.drawn.push(place.index);
@@ -225,14 +232,14 @@ impl LoaderSpec {
         epoch: u64,
         known: &KnownBad,
         pixels: Option<&mut [f32]>,
-    ) -> Result<Result<String, SkipReason>, DataError> {
+    ) -> Result<Result<Shown, SkipReason>, DataError> {
         if let Some(reason) = known.reason(sample) {
             return Ok(Err(reason));
         }
         let shard = self.index.entry(sample).shard;
         let file = self.index.open_shard(shard)?;
         match self.example(&file, sample, epoch, pixels) {
-            Ok(text) => Ok(Ok(text)),
+            Ok(shown) => Ok(Ok(shown)),
             Err(Failed::Bad(reason)) => {
                 known.add(sample, reason);
                 Ok(Err(reason))
@@ -243,14 +250,14 @@ impl LoaderSpec {
         }
     }
 
-    /// Text of one sample in one epoch; that epoch's view is written to `pixels` `[3, S, S]`.
+    /// Text and name of one sample's picture in one epoch; that epoch's view is written to `pixels` `[3, S, S]`.
     fn example(
         &self,
         file: &File,
         sample: usize,
         epoch: u64,
         pixels: Option<&mut [f32]>,
-    ) -> Result<String, Failed> {
+    ) -> Result<Shown, Failed> {
         let mut captions = self.index.read_captions_in(file, sample)?;
         captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));
         let text = blip_caption(&self.text.draw(&captions, self.seed, sample as u64, epoch), self.max_words);
@@ -258,6 +265,6 @@ impl LoaderSpec {
             let image = self.index.read_image_in(file, sample)?;
             transform.train_file(&image, self.seed, sample as u64, epoch, pixels)?;
         }
-        Ok(text)
+        Ok(Shown { text, image_id: captions.image_id })
     }
 }

@@ -22,6 +22,8 @@ pub struct Captions {
     pub captions: Vec<String>,
     /// `tags` of the `.json`: synonyms, categories; may be empty.
     pub tags: Vec<String>,
+    /// `image_id` of the `.json`, a number or a text: samples that have one in common show one picture (COCO).
+    pub image_id: Option<String>,
 }
 
 /// One sample as it lies in its shard.
@@ -180,8 +182,8 @@ fn captions(file: &File, entry: &SampleEntry<'_>) -> Result<Captions, Failed> {
         (Some(Err(reason)), None) => return Err(reason.into()),
         (Some(Ok(_)), None) => return Err(SkipReason::CaptionJsonInvalid.into()),
         (from_json, Some(span)) => {
-            let tags = from_json.and_then(Result::ok).unwrap_or_default().tags;
-            Captions { captions: vec![bytes(span)?.and_then(parse_text)?], tags }
+            let beside = from_json.and_then(Result::ok).unwrap_or_default();
+            Captions { captions: vec![bytes(span)?.and_then(parse_text)?], ..beside }
         }
         (None, None) => return Err(SkipReason::CaptionMissing.into()),
     };
@@ -205,6 +207,14 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
     struct Fields {
         caption: Option<OneOrMany>,
         tags: Option<Tags>,
+        image_id: Option<Id>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Id {
+        Number(i64),
+        Text(String),
+        Other(serde::de::IgnoredAny),
     }
     /// Tags of another kind are none: they are no reason to lose a caption.
     #[derive(serde::Deserialize)]
@@ -228,14 +238,19 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
     if first == Some(&b'[') {
         let captions = serde_json::from_slice(bytes).map_err(invalid)?;
-        return Ok(Captions { captions, tags: Vec::new() });
+        return Ok(Captions { captions, ..Captions::default() });
     }
     let fields: Fields = serde_json::from_slice(bytes).map_err(invalid)?;
     let tags = match fields.tags {
         Some(Tags::Texts(tags)) => Some(tags),
         Some(Tags::Other(_)) | None => None,
     };
-    Ok(Captions { captions: list(fields.caption), tags: list(tags) })
+    let image_id = match fields.image_id {
+        Some(Id::Number(number)) => Some(number.to_string()),
+        Some(Id::Text(text)) => Some(text),
+        Some(Id::Other(_)) | None => None,
+    };
+    Ok(Captions { captions: list(fields.caption), tags: list(tags), image_id })
 }
 
 #[cfg(test)]
@@ -257,10 +272,23 @@ mod tests {
     }
 
     #[test]
+    fn an_image_id_is_a_number_or_a_text() {
+        let of = |id: &str| {
+            parse_json(format!(r#"{{"caption": "a", "image_id": {id}}}"#).as_bytes()).unwrap().image_id
+        };
+        assert_eq!((of("391895").as_deref(), of(r#""coco_9""#).as_deref()), (Some("391895"), Some("coco_9")));
+        assert_eq!((of("null"), of("[1]"), of("1.5")), (None, None, None));
+    }
+
+    #[test]
     fn tags_of_another_kind_cost_no_caption() {
         for tags in ["3", "[1, 2]", r#"{"a": ["b"]}"#, "true", "null", r#"["a", null]"#] {
             let found = parse_json(format!(r#"{{"tags": {tags}, "caption": "a cat"}}"#).as_bytes()).unwrap();
-            assert_eq!(found, Captions { captions: vec!["a cat".to_owned()], tags: vec![] }, "{tags}");
+            assert_eq!(
+                found,
+                Captions { captions: vec!["a cat".to_owned()], ..Captions::default() },
+                "{tags}"
+            );
         }
     }
 

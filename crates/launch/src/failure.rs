@@ -41,6 +41,9 @@ pub struct Failure {
     pub last_lines: Vec<String>,
     /// How the others ended, in order of time.
     pub others: Vec<OtherEnd>,
+    /// Whether its last words are not on the terminal, where rank 0's are.
+    #[serde(skip)]
+    pub(crate) is_news: bool,
 }
 
 /// Keeps the report of the launch before under another name. Nothing is lost where that fails.
@@ -68,7 +71,12 @@ impl Failure {
         let (exit_code, signal) = split(cause.end);
         let mut others: Vec<&Ended> = fleet.ended.iter().filter(|ended| ended.rank != cause.rank).collect();
         others.sort_by_key(|ended| ended.at);
+        let last_lines = log.last_lines();
+        let shown = if first_rank == 0 { processes.log(0).last_lines() } else { Vec::new() };
+        let is_news =
+            last_words(&last_lines).is_some_and(|last| !shown.iter().any(|line| line.trim() == last));
         Self {
+            is_news,
             rank: first_rank + cause.rank,
             generation: fleet.generation,
             exit_code,
@@ -78,9 +86,14 @@ impl Failure {
             message: sentence(first_rank + cause.rank, cause, fleet),
             seconds_since_start: cause.at.as_secs_f64(),
             log: log.path().to_owned(),
-            last_lines: log.last_lines(),
+            last_lines,
             others: others.into_iter().map(|ended| OtherEnd::new(ended, first_rank)).collect(),
         }
+    }
+
+    /// The last line that is not empty: why it ended, where it could say so.
+    pub(crate) fn last_words(&self) -> Option<&str> {
+        last_words(&self.last_lines)
     }
 
     /// Puts the report into the run folder, whole or not at all.
@@ -93,6 +106,10 @@ impl Failure {
         fs::rename(&temporary, run_dir.join(FAILURE))?;
         File::open(run_dir)?.sync_all()
     }
+}
+
+fn last_words(lines: &[String]) -> Option<&str> {
+    lines.iter().map(|line| line.trim()).rfind(|line| !line.is_empty())
 }
 
 impl OtherEnd {

@@ -366,6 +366,9 @@ impl Launcher<'_> {
     /// Says what failed and what comes next, and writes it down.
     fn tell(&self, failure: &Failure, next: &str) {
         self.say(failure, next);
+        if let Some(last) = failure.last_words().filter(|_| failure.is_news) {
+            (self.report)(&format!("rank {} said: {last}", failure.rank));
+        }
         let path = self.spec.run_dir.join(FAILURE);
         let output = match failure.last_lines.is_empty() {
             true => "it said nothing".into(),

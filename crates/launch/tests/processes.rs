@@ -124,6 +124,19 @@ fn rank_0_has_a_terminal_where_the_launcher_has_one_and_a_log_anyway() {
 }
 
 #[test]
+fn what_a_rank_says_that_is_not_on_the_terminal_is_told_with_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let script =
+        "if [ $RANK = 1 ]; then echo 'blip2-worker: vocab.txt has no [CLS]' >&2; exit 78; fi; sleep 30";
+    let (exit, lines) = run(&shell(dir.path(), 2, script));
+    assert_eq!(exit, Exit::Config);
+    assert!(
+        lines.iter().any(|line| line == "rank 1 said: blip2-worker: vocab.txt has no [CLS]"),
+        "{lines:?}"
+    );
+}
+
+#[test]
 fn kill_9_of_one_worker_ends_the_others_and_names_it() {
     let dir = tempfile::tempdir().unwrap();
     // They neither heed SIGTERM nor look up, like workers inside a collective.

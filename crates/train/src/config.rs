@@ -156,9 +156,12 @@ pub struct DataConfig {
     /// What a training text is made of.
     #[serde(default)]
     pub texts: data::TextPolicy,
-    /// Stage 1: pairs with one caption are one concept, and so no negatives of each other (spec 3.1, LAVIS's `image_id`).
+    /// Stage 1: pairs with one caption are one concept, and so no negatives of each other (spec 3.1).
     #[serde(default)]
     pub group_by_caption: bool,
+    /// Stage 1: the same for pairs whose samples have one `image_id` (LAVIS); a sample without one is its own.
+    #[serde(default)]
+    pub group_by_image_id: bool,
     /// Decode, crop, augment, normalise.
     pub transform: data::TransformConfig,
     /// The frozen encoder's features, computed once and kept on disk. Without this table training pictures are decoded and

@@ -18,7 +18,7 @@ pub struct MicroBatch {
     pub image: Image,
     /// The texts, as this stage reads them.
     pub text: StageText,
-    /// Which concept each pair shows, `[B]` (stage 1, where the config groups pairs by caption).
+    /// Which concept each pair shows, `[B]` (stage 1, where the config groups pairs).
     pub concepts: Option<Tensor>,
     /// Numbers in `[0, 1)` for the draw of hard negatives, `[2, B]` (stage 1).
     pub uniforms: Tensor,
@@ -97,6 +97,30 @@ impl PairSource<'_> {
     }
 }
 
+/// What makes several pairs one concept, and so no negatives of each other. Closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concept {
+    /// One caption.
+    Caption,
+    /// One `image_id`, as in LAVIS.
+    ImageId,
+}
+
+/// A name for the picture that a sample of a set shows. Other sets number other pictures alike.
+pub(crate) fn image_name(set: usize, image_id: Option<&str>, sample: usize) -> String {
+    image_id.map_or_else(|| format!("sample {sample}"), |id| format!("image {set} {id}"))
+}
+
+/// A number for each name: equal where the names are, on every rank.
+pub(crate) fn numbered(names: impl Iterator<Item = String>, device: Device) -> Tensor {
+    let number = |name: String| {
+        let digest = blake3::hash(name.as_bytes());
+        digest.as_bytes()[..8].iter().fold(0i64, |number, &byte| (number << 8) | i64::from(byte))
+    };
+    let numbers: Vec<i64> = names.map(number).collect();
+    Tensor::from_slice(&numbers).to_device(device)
+}
+
 /// What both sources draw and tokenise alike.
 pub struct Draws<'a> {
     /// Turns texts into ids.
@@ -109,6 +133,8 @@ pub struct Draws<'a> {
     pub world_size: usize,
     /// Where the tensors go.
     pub device: Device,
+    /// What makes pairs one concept, if anything.
+    pub concept: Option<Concept>,
 }
 
 impl Draws<'_> {
@@ -167,8 +193,6 @@ pub struct Cached<'a> {
     pub order: Order,
     /// What a training text is made of.
     pub texts: &'a data::TextPolicy,
-    /// Pairs with one caption are one concept.
-    pub by_caption: bool,
     /// Tokens and random numbers.
     pub draws: Draws<'a>,
 }
@@ -207,17 +231,19 @@ impl Cached<'_> {
             texts.push(data::blip_caption(&text, data::MAX_WORDS));
         }
         let features = Upload::start(&self.corpus.features(&rows)?, self.draws.device).finish();
-        let concepts = self.by_caption.then(|| self.concepts(&rows));
+        let concepts = self.draws.concept.map(|concept| {
+            let names = rows.iter().map(|&(example, _)| self.name(concept, example));
+            numbered(names, self.draws.device)
+        });
         self.draws.micro_batch(at, position, Image::Features(features), &texts, concepts)
     }
 
-    /// A number for each example's caption: equal where the captions are.
-    fn concepts(&self, rows: &[(usize, usize)]) -> Tensor {
-        let number = |&(example, _): &(usize, usize)| {
-            let digest = blake3::hash(self.corpus.examples[example].caption.as_bytes());
-            digest.as_bytes()[..8].iter().fold(0i64, |number, &byte| (number << 8) | i64::from(byte))
-        };
-        let numbers: Vec<i64> = rows.iter().map(number).collect();
-        Tensor::from_slice(&numbers).to_device(self.draws.device)
+    /// The concept that an example shows.
+    fn name(&self, concept: Concept, example: usize) -> String {
+        let example = &self.corpus.examples[example];
+        match concept {
+            Concept::Caption => example.caption.clone(),
+            Concept::ImageId => image_name(0, example.captions.image_id.as_deref(), example.sample),
+        }
     }
 }

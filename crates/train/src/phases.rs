@@ -20,7 +20,7 @@ use crate::error::TrainError;
 use crate::evaluate::{self, Rerank, Split};
 use crate::frozen::{Frozen, Origin};
 use crate::held::{Furthest, Held, Rest, newer_on_disk};
-use crate::pairs::{Cached, Draws, PairSource};
+use crate::pairs::{Cached, Concept, Draws, PairSource};
 use crate::plan::StagePlan;
 use crate::reduction;
 use crate::run::{Run, TrainingSet};
@@ -274,13 +274,18 @@ fn pair_source<'a>(
         rank: session.plan.world.rank,
         world_size: session.plan.world.world_size,
         device: session.plan.device,
+        concept: match (config.data.group_by_caption, config.data.group_by_image_id) {
+            _ if plan.phase != Phase::Stage1 => None,
+            (true, _) => Some(Concept::Caption),
+            (_, true) => Some(Concept::ImageId),
+            (false, false) => None,
+        },
     };
     Ok(match train {
         TrainingSet::Cached(corpus) => PairSource::Cached(Cached {
             corpus,
             order: data::Order::new(order_seed, corpus.examples.len()),
             texts,
-            by_caption: plan.phase == Phase::Stage1 && config.data.group_by_caption,
             draws,
         }),
         TrainingSet::Streamed(set) => {

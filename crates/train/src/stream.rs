@@ -11,7 +11,7 @@ use crate::agree::same_name;
 use crate::config::DataConfig;
 use crate::error::TrainError;
 use crate::features::Encoder;
-use crate::pairs::{Draws, Image, MicroBatch};
+use crate::pairs::{Concept, Draws, Image, MicroBatch, image_name, numbered};
 use crate::plan::StagePlan;
 use crate::state::TrainState;
 use crate::upload::{Ahead, Upload};
@@ -39,6 +39,8 @@ pub struct Streamed<'a> {
 /// A batch whose pictures are on their way to the device.
 struct Arriving {
     texts: Vec<String>,
+    /// What picture each sample shows, where pairs of one picture are one concept.
+    names: Option<Vec<String>>,
     counters: Counters,
     /// `[B, 3, S, S]`.
     pixels: Upload,
@@ -148,7 +150,9 @@ impl Streamed<'_> {
                 let pixels = pixels.narrow(0, (part * count) as i64, count as i64);
                 let image = Image::Pixels(pixels);
                 let at = (plan, state.step, micro_step);
-                micro_batches.push(self.draws.micro_batch(at, position, image, texts, None)?);
+                let names = batch.names.as_ref().map(|names| &names[part * count..(part + 1) * count]);
+                let concepts = names.map(|names| numbered(names.iter().cloned(), self.draws.device));
+                micro_batches.push(self.draws.micro_batch(at, position, image, texts, concepts)?);
             }
         }
         Ok(micro_batches)
@@ -156,11 +160,20 @@ impl Streamed<'_> {
 
     /// The next batch; where there is `more` and the device copies on its own, the one behind it is sent on its way too.
     fn arrived(&mut self, more: bool, alive: &dyn Fn()) -> Result<Arriving, TrainError> {
-        let (device, loader) = (self.draws.device, &mut self.loader);
+        let (device, loader, order) = (self.draws.device, &mut self.loader, &self.order);
+        let by_image = self.draws.concept == Some(Concept::ImageId);
         self.ahead.next(more && device.is_cuda(), || {
             let batch = loader.next_batch_while(alive)?;
             let pixels = Upload::start(&pixels(&batch), device);
-            Ok(Arriving { texts: batch.texts, counters: batch.counters, pixels })
+            let names = by_image.then(|| {
+                let shown = batch.samples.iter().zip(&batch.image_ids);
+                // A set is called by its first sample.
+                let name = |(&sample, id): (&usize, &Option<String>)| {
+                    image_name(order.neighbours(sample).start, id.as_deref(), sample)
+                };
+                shown.map(name).collect()
+            });
+            Ok(Arriving { texts: batch.texts, names, counters: batch.counters, pixels })
         })
     }
 

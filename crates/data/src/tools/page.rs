@@ -113,7 +113,7 @@ mod tests {
             size: [3, 2],
             captions: crate::Captions {
                 captions: vec!["<script>alert('1')</script> & more".to_owned()],
-                tags: vec![],
+                ..crate::Captions::default()
             },
             thumbnail: vec![1, 2, 3],
         });

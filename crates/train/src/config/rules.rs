@@ -53,6 +53,10 @@ impl Config {
                 cached.is_some() || !data.group_by_caption,
                 "data.group_by_caption needs the captions of all samples, which are kept with [data.features] alone",
             ),
+            (
+                !(data.group_by_caption && data.group_by_image_id),
+                "data.group_by_caption and data.group_by_image_id: choose one",
+            ),
         ]));
         rules
     }

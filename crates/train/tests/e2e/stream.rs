@@ -57,6 +57,25 @@ fn a_stream_learns_what_a_cache_learns_on_any_number_of_ranks() {
 }
 
 #[test]
+fn pairs_of_one_picture_are_one_concept_in_a_stream_and_in_a_cache_on_any_number_of_ranks() {
+    let world = world();
+    let grouped: Vec<&str> =
+        PLAIN.into_iter().chain(["data.group_by_image_id=true", "stage2.steps=2"]).collect();
+    let cached: Vec<&str> = grouped.iter().copied().chain(["data.features.views=0"]).collect();
+    Launch { ranks: 1, sets: &cached, ..world.run("cached") }.done();
+    streamed(&world, "one", 1, &grouped).done();
+    streamed(&world, "two", 2, &grouped).done();
+    streamed(&world, "alone", 1, &PLAIN).done();
+    let stage1 = |run| course(&world.path(run)).curve(Phase::Stage1, "loss");
+    let [cached, one, two, alone] = ["cached", "one", "two", "alone"].map(stage1);
+    assert_near(&one, &two, 1e-4, "one rank and two");
+    assert_near(&cached, &one, 5e-3, "cache and stream");
+    // Little, for a model that has learnt nothing, and more than the tolerance above.
+    let apart = one.iter().zip(&alone).map(|(one, alone)| (one - alone).abs() / alone).fold(0.0, f64::max);
+    assert!(apart > 2e-4, "{apart}: {one:?} and {alone:?}");
+}
+
+#[test]
 fn a_killed_stream_goes_on_bit_for_bit() {
     let world = world();
     streamed(&world, "whole", 2, &[]).done();
