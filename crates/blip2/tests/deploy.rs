@@ -5,7 +5,6 @@
 mod place;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use place::{Place, run};
@@ -214,6 +213,18 @@ fn each_node_of_the_compose_file_starts_its_ranks() {
 }
 
 #[test]
+fn the_example_of_the_batch_script_is_taken() {
+    let script = read(SBATCH);
+    let example = after(&script, "#   sbatch ").next().unwrap();
+    let (_, args) = example.split_once("deploy/slurm/train.sbatch ").unwrap();
+    let args: Vec<&str> = args.split(' ').collect();
+    config(&args);
+    assert!(
+        dry_run(&[&["launch"], &args[..]].concat(), &[]).contains(" --set run.dir=/shared/run -- configs/")
+    );
+}
+
+#[test]
 fn the_commands_of_unit_and_comments_are_taken() {
     let unit = read(UNIT);
     let start = after(&unit, "ExecStart=").next().unwrap().replace("%i", "quickstart");
@@ -238,46 +249,6 @@ fn the_commands_of_unit_and_comments_are_taken() {
             }
         }
     }
-}
-
-/// The batch script with a fake `srun`, which leaves its options out, and a fake `scontrol`: exit code and log.
-fn submit(args: &[&str], worker_ends_with: i32) -> (Option<i32>, String) {
-    let place = Place::with_worker();
-    for (name, script) in [
-        ("srun", "while [ \"${1#--}\" != \"$1\" ]; do shift; done; exec \"$@\""),
-        ("scontrol", "echo \"scontrol $*\""),
-    ] {
-        fs::write(place.path(name), format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let mut command = assert_cmd::Command::new("/bin/bash");
-    command.arg(checkout(SBATCH)).args(args).current_dir(place.path("")).env("FAKE_DIR", place.path(""));
-    command.env("FAKE_EXIT", worker_ends_with.to_string()).env("BLIP2", place.path("blip2"));
-    command.env("PATH", format!("{}:/usr/bin:/bin", place.path("").display()));
-    let job = [("SLURM_JOB_ID", "7"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_SUBMIT_DIR", "/nowhere")];
-    let (code, stdout, stderr) = run(command.envs(job));
-    (code, stdout + &stderr)
-}
-
-#[test]
-fn a_job_that_stopped_with_a_checkpoint_goes_back_into_the_queue_and_no_other() {
-    let script = read(SBATCH);
-    let example = after(&script, "#   sbatch ").next().unwrap();
-    let (_, args) = example.split_once("deploy/slurm/train.sbatch ").unwrap();
-    let args: Vec<&str> = args.split(' ').collect();
-    config(&args);
-    assert!(
-        dry_run(&[&["launch"], &args[..]].concat(), &[]).contains(" --set run.dir=/shared/run -- configs/")
-    );
-
-    let args = [&args[..], &["--nproc-per-node", "1", "--max-restarts", "0"]].concat();
-    for ends_with in [0, 75, 78, 93] {
-        let (code, log) = submit(&args, ends_with);
-        assert_eq!(code, Some(ends_with), "{log}");
-        assert_eq!(log.contains("scontrol requeue 7\n"), ends_with == 75, "{log}");
-    }
-    let (code, log) = submit(&[], 0);
-    assert!(code == Some(78) && log.contains("name the config"), "{log}");
 }
 
 /// Every path of a config with whether the run writes there: keys called `dir` are written, all others read.

@@ -19,6 +19,14 @@ fn wait_for_step(job: &Job<'_>, world: &TinyWorld, run: &str, step: u64) {
     job.wait_for("a step", || path.is_file() && records(&path).iter().any(there));
 }
 
+/// A job that wants all nodes, and goes first.
+fn preempt(slurm: &Slurm) {
+    slurm.ask(
+        "sbatch",
+        &["--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"],
+    );
+}
+
 /// Put back with a checkpoint, started again, and in the end as if nothing had been.
 fn goes_on_exactly(job: &Job<'_>, world: &TinyWorld, run: &str) {
     job.wait_for_state("PENDING");
@@ -38,7 +46,7 @@ fn goes_on_exactly(job: &Job<'_>, world: &TinyWorld, run: &str) {
 fn jobs_that_are_warned_or_preempted_go_on_exactly_and_refused_ones_do_not_come_back() {
     let world = TinyWorld::new();
     Launch { sets: &SETS, ..world.run("undisturbed") }.done();
-    let slurm = Slurm::start();
+    let slurm = Slurm::start(true);
 
     let job = submit(&slurm, &world, "warned");
     wait_for_step(&job, &world, "warned", 20);
@@ -48,10 +56,7 @@ fn jobs_that_are_warned_or_preempted_go_on_exactly_and_refused_ones_do_not_come_
 
     let job = submit(&slurm, &world, "preempted");
     wait_for_step(&job, &world, "preempted", 20);
-    slurm.ask(
-        "sbatch",
-        &["--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"],
-    );
+    preempt(&slurm);
     goes_on_exactly(&job, &world, "preempted");
 
     let job = slurm.submit(&world, &["config.toml", "--set", "stage1.steps=0", "--set", "run.dir=refused"]);
@@ -59,6 +64,38 @@ fn jobs_that_are_warned_or_preempted_go_on_exactly_and_refused_ones_do_not_come_
     assert_eq!(
         (job.field("ExitCode").as_str(), job.field("Restarts").as_str()),
         ("78:0", "0"),
+        "{}",
+        job.log()
+    );
+}
+
+#[test]
+#[ignore = "takes SLURM's daemons, and root; scripts/slurm-test"]
+fn jobs_that_get_sigterm_without_a_warning_go_on_exactly() {
+    let world = TinyWorld::new();
+    Launch { sets: &SETS, ..world.run("undisturbed") }.done();
+    let slurm = Slurm::start(false);
+
+    // To the batch script alone.
+    let job = submit(&slurm, &world, "signalled");
+    wait_for_step(&job, &world, "signalled", 20);
+    slurm.ask("scancel", &["--batch", "--signal=TERM", &job.id]);
+    goes_on_exactly(&job, &world, "signalled");
+
+    let job = submit(&slurm, &world, "preempted");
+    wait_for_step(&job, &world, "preempted", 20);
+    preempt(&slurm);
+    goes_on_exactly(&job, &world, "preempted");
+
+    // Who cancels a job does not want it back.
+    let job = submit(&slurm, &world, "cancelled");
+    wait_for_step(&job, &world, "cancelled", 20);
+    slurm.ask("scancel", &[&job.id]);
+    job.wait_for("end", || ["CANCELLED", "PENDING"].contains(&job.field("JobState").as_str()));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(
+        (job.field("JobState").as_str(), job.field("Restarts").as_str()),
+        ("CANCELLED", "0"),
         "{}",
         job.log()
     );

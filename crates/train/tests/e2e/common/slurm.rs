@@ -27,7 +27,9 @@ pub struct Slurm {
 }
 
 impl Slurm {
-    pub fn start() -> Self {
+    /// With `preempt_send_user_signal`, where jobs are warned by the signal that they name before they are preempted, or
+    /// without.
+    pub fn start(warns: bool) -> Self {
         let mut slurm = Self { dir: tempfile::tempdir().unwrap(), daemons: Vec::new() };
         fs::create_dir(slurm.path("state")).unwrap();
         fs::write(
@@ -36,7 +38,7 @@ impl Slurm {
         )
         .unwrap();
         fs::set_permissions(slurm.path("munge.key"), fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(slurm.path("slurm.conf"), slurm.configuration()).unwrap();
+        fs::write(slurm.path("slurm.conf"), slurm.configuration(warns)).unwrap();
         // 22.05 looks for control groups although nothing here uses them.
         fs::write(slurm.path("cgroup.conf"), "CgroupPlugin=cgroup/v1\n").unwrap();
         let files =
@@ -57,7 +59,8 @@ impl Slurm {
         self.dir.path().join(name)
     }
 
-    fn configuration(&self) -> String {
+    fn configuration(&self, warns: bool) -> String {
+        let parameters = if warns { "SlurmctldParameters=preempt_send_user_signal\n" } else { "" };
         let host = nix::unistd::gethostname().unwrap();
         // Held together, so that they differ.
         let ports: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -72,7 +75,7 @@ impl Slurm {
              AuthType=auth/munge\nAuthInfo=socket={dir}/munge.socket\nStateSaveLocation={dir}/state\n\
              SlurmctldPidFile={dir}/slurmctld.pid\nSlurmdPidFile={dir}/slurmd-%n.pid\nSlurmdSpoolDir={dir}/spool-%n\n\
              ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\nSelectType=select/linear\n\
-             SlurmdParameters=config_overrides\nSlurmctldParameters=preempt_send_user_signal\n\
+             SlurmdParameters=config_overrides\n{parameters}\
              SchedulerParameters=sched_interval=2\nPreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n{}\n\
              PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=30\n\
              PartitionName=high Nodes=ALL PriorityTier=2\n",
