@@ -212,6 +212,38 @@ fn each_node_of_the_compose_file_starts_its_ranks() {
     }
 }
 
+/// What a Job does with a pod that ends with a code or under a condition, by the first rule that fits.
+fn action(job: &Value, code: u64, disrupted: bool) -> Option<&str> {
+    let fits = |rule: &&Value| match rule.get("onExitCodes") {
+        Some(codes) => list(codes, "/values").contains(&json!(code)),
+        None => disrupted && text(rule, "/onPodConditions/0/type") == "DisruptionTarget",
+    };
+    list(job, "/podFailurePolicy/rules").iter().find(fits).map(|rule| text(rule, "/action"))
+}
+
+#[test]
+fn only_accidents_count_as_restarts_and_what_no_try_mends_ends_the_job() {
+    for (file, pod) in [(JOBSET, JOBSET_POD), (RUNTIME, RUNTIME_POD)] {
+        let manifest = yaml(file);
+        let job = at(&manifest, pod.strip_suffix("/template/spec").unwrap());
+        for (code, disrupted, expected) in [
+            (78, false, Some("FailJob")),
+            (93, true, Some("FailJob")),
+            (75, false, Some("Ignore")),
+            (137, true, Some("Ignore")),
+            (69, false, None),
+            (137, false, None),
+        ] {
+            assert_eq!(action(job, code, disrupted), expected, "{file}: {code}, drained: {disrupted}");
+        }
+        // Without it the first accident would not be one of the JobSet's.
+        assert_eq!(at(job, "/backoffLimit"), &json!(0), "{file}");
+    }
+    let compose = yaml(COMPOSE);
+    let bound = text(&compose, "/services/node0/restart").strip_prefix("on-failure:").unwrap();
+    assert!(bound.parse::<u32>().unwrap() > 0);
+}
+
 #[test]
 fn the_example_of_the_batch_script_is_taken() {
     let script = read(SBATCH);
