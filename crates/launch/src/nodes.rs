@@ -128,7 +128,7 @@ const MAX_RESTARTS: u32 = 3;
 ///
 /// # Errors
 /// [`LaunchError::Environment`] for variables that make no sense, [`LaunchError::Arguments`] for several nodes that
-/// have nowhere to meet.
+/// have nowhere to meet, or for flags of several nodes where nothing says how many.
 pub fn detect(flags: NodeFlags, vars: &dyn Fn(&str) -> Option<String>) -> Result<Detected, LaunchError> {
     let mut found = Found { vars: Vars::new(vars), taken: Vec::new() };
     let around = found.around()?;
@@ -141,10 +141,12 @@ pub fn detect(flags: NodeFlags, vars: &dyn Fn(&str) -> Option<String>) -> Result
         None => found.number("PET_MAX_RESTARTS", "--max-restarts")?.unwrap_or(MAX_RESTARTS),
     };
     let nnodes = match (flags.nnodes, found.text("PET_NNODES")) {
-        (Some(nnodes), _) => nnodes,
-        (None, Some(text)) => found.nnodes(&text)?,
-        (None, None) => found.take(around.nnodes, "--nnodes").unwrap_or(1),
+        (Some(nnodes), _) => Some(nnodes),
+        (None, Some(text)) => Some(found.nnodes(&text)?),
+        (None, None) => found.take(around.nnodes, "--nnodes"),
     };
+    refuse_lone_flags(&flags, nnodes)?;
+    let nnodes = nnodes.unwrap_or(1);
     let mut nodes = Nodes { nnodes, ..Nodes::one() };
     if nnodes > 1 {
         nodes.node_rank = match flags.node_rank {
@@ -161,6 +163,19 @@ pub fn detect(flags: NodeFlags, vars: &dyn Fn(&str) -> Option<String>) -> Result
         check(&nodes)?;
     }
     Ok(Detected { nodes, nproc, max_restarts, taken: found.taken })
+}
+
+/// Without their number several nodes would each train alone, into one folder.
+fn refuse_lone_flags(flags: &NodeFlags, nnodes: Option<usize>) -> Result<(), LaunchError> {
+    let typed = [("--rdzv", flags.rdzv.is_some()), ("--node-rank", flags.node_rank.is_some())];
+    match typed.into_iter().find(|(_, typed)| *typed) {
+        Some((flag, _)) if nnodes.is_none() => Err(LaunchError::Arguments {
+            detail: format!(
+                "{flag} is for a run of several nodes, and nothing says how many; add --nnodes N, the same on all nodes"
+            ),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn check(nodes: &Nodes) -> Result<(), LaunchError> {

@@ -89,6 +89,22 @@ fn flags_win() {
 }
 
 #[test]
+fn flags_of_several_nodes_ask_for_their_number() {
+    let rdzv = || NodeFlags { rdzv: Some("node0".parse().unwrap()), ..NodeFlags::default() };
+    let number = || NodeFlags { node_rank: Some(0), ..NodeFlags::default() };
+    for (flags, name) in [(rdzv(), "--rdzv"), (number(), "--node-rank")] {
+        let said = found(flags, &[]).unwrap_err().to_string();
+        assert!(said.starts_with(name) && said.contains("add --nnodes N"), "{said}");
+    }
+    // Somebody says it, be it 1.
+    for flags in [rdzv(), number()] {
+        assert_eq!(found(flags.clone(), &[("PET_NNODES", "1")]).unwrap().nodes.nnodes, 1);
+        assert_eq!(found(NodeFlags { nnodes: Some(1), ..flags }, &[]).unwrap().nodes.nnodes, 1);
+    }
+    assert_eq!(found(rdzv(), &SRUN).unwrap().nodes.nnodes, 3);
+}
+
+#[test]
 fn torchruns_fixed_range_and_endpoint_are_read() {
     let endpoint = [("PET_NNODES", "2:2"), ("PET_RDZV_ENDPOINT", "host0")];
     assert_eq!(nodes(&endpoint), (2, None, Some("host0:29400".into())));
