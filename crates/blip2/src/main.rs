@@ -19,9 +19,11 @@ use cli::{Bench, Ckpt, Cli, Command, Data};
 
 fn main() -> ExitCode {
     let say = |line: &str| eprintln!("blip2: {line}");
+    // For hours, to whoever reads it or does not.
+    let keep_saying = |line: &str| launch::say(&format!("blip2: {line}"));
     let outcome = match Cli::parse().command {
-        Command::Launch(args) => run::launch(&args.config, &args.options, &say),
-        Command::Resume(args) => run::resume(&args.run_dir, &args.options, &say),
+        Command::Launch(args) => run::launch(&args.config, &args.options, &keep_saying),
+        Command::Resume(args) => run::resume(&args.run_dir, &args.options, &keep_saying),
         Command::Plan(args) => run::plan(&args),
         Command::Verify(args) => run::verify(&args.cases, args.json),
         Command::Import(args) => run::import(&args),
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Ckpt(Ckpt::List(args)) => checkpoints::list(&args.run_dir),
         Command::Ckpt(Ckpt::Verify(args)) => checkpoints::verify(&args.run_dir),
     };
+    launch::last_words();
     match outcome {
         Ok(code) => code,
         Err(error) => {

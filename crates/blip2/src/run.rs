@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use launch::{Detected, LaunchSpec, Patience};
+use launch::{Detected, Exit, LaunchSpec, Patience, StopSignals};
 
 use crate::cli::{ExportArgs, ExportTo, ImportArgs, LaunchOptions, PlanArgs};
 use crate::error::CommandError;
@@ -12,9 +12,10 @@ use crate::worker::{Worker, config_args};
 
 /// Asks a worker for the run folder, so that a wrong config ends here and not in N processes, then starts the run.
 pub fn launch(config: &Path, options: &LaunchOptions, say: &dyn Fn(&str)) -> Result<ExitCode, CommandError> {
+    let signals = StopSignals::install()?;
     let worker = Worker::beside_this_program()?;
-    match run_dir(&worker, config, options)? {
-        Ok(run_dir) => start(&worker, config, run_dir, options, say),
+    match run_dir(&worker, config, options, &signals)? {
+        Ok(run_dir) => start(&worker, config, run_dir, options, &signals, say),
         Err(code) => Ok(code),
     }
 }
@@ -26,8 +27,9 @@ pub fn resume(run_dir: &Path, options: &LaunchOptions, say: &dyn Fn(&str)) -> Re
         let detail = "it holds no config.toml; name the run.dir of a config that was launched".into();
         return Err(CommandError::NoRun { path: run_dir.to_owned(), detail });
     }
+    let signals = StopSignals::install()?;
     let worker = Worker::beside_this_program()?;
-    let named = match self::run_dir(&worker, &config, options)? {
+    let named = match self::run_dir(&worker, &config, options, &signals)? {
         Ok(named) => named,
         Err(code) => return Ok(code),
     };
@@ -39,7 +41,7 @@ pub fn resume(run_dir: &Path, options: &LaunchOptions, say: &dyn Fn(&str)) -> Re
         );
         return Err(CommandError::NoRun { path: run_dir.to_owned(), detail });
     }
-    start(&worker, &config, named, options, say)
+    start(&worker, &config, named, options, &signals, say)
 }
 
 /// Every derived number of a run, for as many workers as a launch with the same options would start.
@@ -89,9 +91,14 @@ fn run_dir(
     worker: &Worker,
     config: &Path,
     options: &LaunchOptions,
+    signals: &StopSignals,
 ) -> Result<Result<PathBuf, ExitCode>, CommandError> {
-    let answer = worker.ask("the run folder", &config_args("run-dir", config, &options.overrides))?;
-    Ok(answer.map(PathBuf::from))
+    let answer = worker.ask("the run folder", &config_args("run-dir", config, &options.overrides));
+    match signals.received() {
+        // Ctrl-C ends the worker as well. Nothing was begun, so nothing is lost.
+        Some(_) => Ok(Err(Exit::Stopped.into())),
+        None => Ok(answer?.map(PathBuf::from)),
+    }
 }
 
 fn start(
@@ -99,6 +106,7 @@ fn start(
     config: &Path,
     run_dir: PathBuf,
     options: &LaunchOptions,
+    signals: &StopSignals,
     say: &dyn Fn(&str),
 ) -> Result<ExitCode, CommandError> {
     let Detected { nodes, nproc, max_restarts, taken } =
@@ -117,7 +125,7 @@ fn start(
         print!("{}", launch::dry_run(&spec)?);
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(launch::launch(&spec, say)?.into())
+    Ok(launch::launch_unless(signals, &spec, say)?.into())
 }
 
 fn is_same_folder(one: &Path, other: &Path) -> bool {

@@ -56,6 +56,20 @@ fn a_missing_worker_is_named_with_the_way_to_get_it() {
 }
 
 #[test]
+fn a_stop_before_anything_is_started_is_75() {
+    let place = Place::with_worker();
+    fs::create_dir(place.path("run")).unwrap();
+    fs::write(place.path("run/config.toml"), "").unwrap();
+    for (args, signal) in
+        [(["launch", "c.toml"], "TERM"), (["launch", "c.toml"], "INT"), (["resume", "run"], "USR1")]
+    {
+        let (code, _, stderr) = run(place.command(&args).env("FAKE_SIGNAL", signal));
+        assert_eq!(code, Some(75), "{args:?}, {signal}: {stderr}");
+    }
+    assert!(place.asked().iter().all(|asked| asked.starts_with("run-dir ")), "{:?}", place.asked());
+}
+
+#[test]
 fn a_launch_asks_for_the_run_folder_and_starts_the_workers_there() {
     let place = Place::with_worker();
     let args = ["launch", "--nproc-per-node", "2", "--set", "stage1.steps=9", "c.toml", "--set", "a=b c"];

@@ -1,8 +1,11 @@
 //! The smallest worker that keeps the contract, and a launcher for it. The process tests run both.
 //!
 //! `probe launch DIR NPROC` launches `probe work DIR` NPROC times; each worker writes `DIR/pid-RANK`, waits, and ends
-//! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch; with `steps` behind it, of one
-//! of the other kind.
+//! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch; with a number behind it the
+//! one of that number, with `steps` of a launch of the other kind.
+//!
+//! `probe talk DIR` says more in each of 40 steps than a pipe holds. `probe outlive DIR` outlives the loss of a peer: in
+//! generation 0 rank 1 hides its program and dies, and rank 0 brings it back a little later and waits where nobody comes.
 //!
 //! `probe steps DIR` takes 40 steps together with the other ranks, who meet in files, and does in one of them what
 //! `DIR/fault-RANK` says, a line for each generation. Every tenth step it says that it has written a checkpoint.
@@ -14,7 +17,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use launch::{
-    Exit, LaunchError, LaunchSpec, Nodes, Patience, ProgressPage, StopFlag, WorkerPhase, World,
+    Exit, LaunchError, LaunchSpec, Nodes, Patience, ProgressPage, Source, StopFlag, WorkerPhase, World,
     die_with_parent, launch,
 };
 use nix::sys::signal::{Signal, raise};
@@ -28,14 +31,16 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["launch", dir, nproc] => start(Path::new(dir), nproc, Nodes::one(), "work"),
-        ["node", dir, nproc, rdzv] => {
-            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv), "work"))
-        }
-        ["node", dir, nproc, rdzv, "steps"] => {
-            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv), "steps"))
+        ["launch", dir, nproc, task] => start(Path::new(dir), nproc, Nodes::one(), task),
+        ["node", dir, nproc, rdzv, ref how @ ..] => {
+            let task = if how.contains(&"steps") { "steps" } else { "work" };
+            let number = how.iter().find_map(|word| word.parse().ok());
+            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv, number), task))
         }
         ["work", dir] => work(Path::new(dir)),
         ["steps", dir] => steps(Path::new(dir)),
+        ["talk", dir] => talk(Path::new(dir)),
+        ["outlive", dir] => outlive(Path::new(dir)),
         _ => Err(LaunchError::Arguments { detail: "probe launch DIR NPROC | probe work DIR".into() }),
     };
     match outcome {
@@ -48,9 +53,9 @@ fn main() -> ExitCode {
 }
 
 /// Two nodes with little patience.
-fn two(rdzv: launch::Rdzv) -> Nodes {
+fn two(rdzv: launch::Rdzv, node_rank: Option<usize>) -> Nodes {
     let (lease, join) = (Duration::from_secs(2), Duration::from_secs(5));
-    Nodes { nnodes: 2, rdzv: Some(rdzv), lease, join, ..Nodes::one() }
+    Nodes { nnodes: 2, node_rank, rdzv: Some(rdzv), lease, join }
 }
 
 /// So that a test need not wait for ten seconds.
@@ -69,7 +74,7 @@ fn start(dir: &Path, nproc: &str, nodes: Nodes, task: &str) -> Result<Exit, Laun
         nodes,
         patience: if task == "steps" { impatient() } else { Patience::default() },
     };
-    launch(&spec, &|line| eprintln!("{line}"))
+    launch(&spec, &launch::say)
 }
 
 fn work(dir: &Path) -> Result<Exit, LaunchError> {
@@ -115,6 +120,51 @@ fn steps(dir: &Path) -> Result<Exit, LaunchError> {
         }
     }
     page.write(WorkerPhase::End, STEPS);
+    Ok(Exit::Done)
+}
+
+/// Says 4 MB in its steps and then so in a file.
+fn talk(dir: &Path) -> Result<Exit, LaunchError> {
+    let world = World::from_env()?;
+    die_with_parent(&world)?;
+    let page = ProgressPage::from_env();
+    for step in 0..STEPS {
+        page.write(WorkerPhase::Compute, step);
+        for line in 0..1000 {
+            println!("out {step} {line} {}", "x".repeat(30));
+            eprintln!("err {step} {line} {}", "x".repeat(30));
+        }
+    }
+    write(dir, &format!("done-{}", world.rank), "")?;
+    Ok(Exit::Done)
+}
+
+fn outlive(dir: &Path) -> Result<Exit, LaunchError> {
+    let world = World::from_env()?;
+    die_with_parent(&world)?;
+    // A worker in a meeting does not hear SIGTERM.
+    let (page, never) = (ProgressPage::from_env(), StopFlag::install()?);
+    if let Source::Spare { .. } = world.source {
+        std::thread::sleep(AT_MOST);
+    }
+    page.met(world.generation);
+    let (program, hidden) = (dir.join("program"), dir.join("hidden"));
+    let moved = |from: &Path, to: &Path| {
+        fs::rename(from, to).map_err(|source| LaunchError::Write { path: to.into(), source })
+    };
+    for step in 0..STEPS {
+        page.write(WorkerPhase::Reduce, step);
+        if world.generation == 0 && world.rank == 1 && step == STEPS / 2 {
+            moved(&program, &hidden)?;
+            std::process::abort();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if world.generation == 0 && page.wait_for_call(0, AT_MOST, &never).is_some() {
+        std::thread::sleep(Duration::from_millis(200));
+        moved(&hidden, &program)?;
+        std::thread::sleep(AT_MOST);
+    }
     Ok(Exit::Done)
 }
 

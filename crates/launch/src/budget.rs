@@ -33,6 +33,11 @@ impl Budget {
         }
         Err(if self.spent + 1 >= HOPELESS { Exit::GiveUp } else { Exit::Unavailable })
     }
+
+    /// The last restart did not come about, and another way is tried.
+    pub(crate) fn give_back(&mut self) {
+        self.spent = self.spent.saturating_sub(1);
+    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,16 @@ use std::process::Command;
 use crate::coordinator::Place;
 use crate::cores::cores;
 use crate::environment;
+use crate::token::TOKEN;
 use crate::world::{LAUNCHER_PID, SPARE};
 
 /// A command for `program` that finds libtorch where the variable `LIBTORCH` says, if it is set. A program that was
-/// not moved finds it by its own run path.
+/// not moved finds it by its own run path. It is not told the launchers' token: a worker reads files that others wrote, and
+/// needs no more than it uses.
 #[must_use]
 pub fn worker_command(program: &Path) -> Command {
     let mut command = Command::new(program);
+    command.env_remove(TOKEN);
     if let Some(libtorch) = environment::read_filled("LIBTORCH") {
         let before = environment::read_filled("LD_LIBRARY_PATH");
         command.env("LD_LIBRARY_PATH", library_path(&libtorch, before.as_deref()));
@@ -77,6 +80,13 @@ impl Generation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_are_not_told_the_token_of_the_launchers() {
+        let command = worker_command(Path::new("/bin/true"));
+        let tokens: Vec<_> = command.get_envs().filter(|(name, _)| *name == TOKEN).collect();
+        assert_eq!(tokens, [(TOKEN.as_ref(), None)], "taken out of what they inherit");
+    }
 
     #[test]
     fn libtorch_goes_in_front_of_the_library_path() {

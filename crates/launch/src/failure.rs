@@ -13,6 +13,8 @@ use crate::progress::WorkerPhase;
 
 /// Name of the report in the run folder.
 pub const FAILURE: &str = "failure.json";
+/// Where the report of the launch before goes, so that the one above is always of this launch.
+const BEFORE: &str = "failure-before.json";
 
 /// The first failing worker of a generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,11 @@ pub struct Failure {
     pub last_lines: Vec<String>,
     /// How the others ended, in order of time.
     pub others: Vec<OtherEnd>,
+}
+
+/// Keeps the report of the launch before under another name. Nothing is lost where that fails.
+pub(crate) fn set_aside(run_dir: &Path) {
+    let _ = fs::rename(run_dir.join(FAILURE), run_dir.join(BEFORE));
 }
 
 /// The end of a worker that did not fail first.

@@ -90,7 +90,8 @@ impl Processes {
             .map_err(|source| LaunchError::Spawn { program: spec.worker.clone(), source })?;
         let group = spare.group;
         self.spare = Some(spare);
-        self.watch(group, clock)
+        // One whose end nobody sees would be called when it is long gone.
+        self.watch(group, clock).inspect_err(|_| self.end_spare())
     }
 
     /// Puts workers of another generation in the places of those that have ended: the spare first, then new ones.
@@ -106,7 +107,8 @@ impl Processes {
                 continue;
             }
             if let Some(spare) = self.spare.take() {
-                spare.log.take_rank(logs, rank, generation.place.generation)?;
+                // A log that does not say where it goes on is no reason to do without the spare.
+                let _ = spare.log.take_rank(logs, rank, generation.place.generation);
                 spare.call(generation.place, rank);
                 self.workers[rank] = spare;
                 continue;

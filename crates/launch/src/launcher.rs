@@ -12,14 +12,14 @@ use crate::coordinator::{News, Place};
 use crate::decide::{Action, Bond, End, Fleet, Policy, decide};
 use crate::failure::{FAILURE, Failure};
 use crate::fleet::Processes;
-use crate::meeting::{Meeting, Next, Outcome, Settled, stop_signal};
+use crate::meeting::{Meeting, Next, Opened, Outcome, Settled, stop_signal};
 use crate::nodes::{Nodes, run_id};
 use crate::progress::monotonic_ns;
 use crate::standing::Standing;
 use crate::stop::StopSignals;
 use crate::watch::{Sight, Watch};
 use crate::watchdog::Patience;
-use crate::{Exit, LaunchError};
+use crate::{Exit, LaunchError, screen, with_causes};
 
 /// How often signals to the launcher and progress are looked for; ends of workers wake it at once.
 const TICK: Duration = Duration::from_millis(20);
@@ -67,6 +67,28 @@ pub struct LaunchSpec {
 /// [`LaunchError::Meeting`] when the nodes do not meet, [`LaunchError::Spawn`] when the program does not start,
 /// [`LaunchError::Write`] when the run folder cannot be written.
 pub fn launch(spec: &LaunchSpec, report: &dyn Fn(&str)) -> Result<Exit, LaunchError> {
+    launch_unless(&StopSignals::install()?, spec, report)
+}
+
+/// As [`launch`], unless a signal has come since `signals` were installed: then nothing is started, and nothing is lost.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_unless(
+    signals: &StopSignals,
+    spec: &LaunchSpec,
+    report: &dyn Fn(&str),
+) -> Result<Exit, LaunchError> {
+    let outcome = launch_and_wait(signals, spec, report);
+    screen::last_words();
+    outcome
+}
+
+fn launch_and_wait(
+    signals: &StopSignals,
+    spec: &LaunchSpec,
+    report: &dyn Fn(&str),
+) -> Result<Exit, LaunchError> {
     if spec.nproc == 0 {
         return Err(LaunchError::Arguments {
             detail: "0 workers cannot do anything; start at least 1".into(),
@@ -74,19 +96,23 @@ pub fn launch(spec: &LaunchSpec, report: &dyn Fn(&str)) -> Result<Exit, LaunchEr
     }
     let logs = spec.run_dir.join("logs");
     fs::create_dir_all(&logs).map_err(|source| LaunchError::Write { path: logs.clone(), source })?;
-    let (meeting, _lock) = Meeting::open(spec, report)?;
+    let (meeting, _lock) = match Meeting::open(spec, signals, report)? {
+        Opened::Met(meeting, lock) => (meeting, lock),
+        Opened::Exit(exit) => return Ok(exit),
+    };
     let mut launcher = Launcher {
         spec,
         report,
         logs,
         clock: Instant::now(),
-        signals: StopSignals::install()?,
+        signals,
         meeting,
         failed_ns: None,
+        told_no_spare: false,
     };
     let mut generation = 0;
     loop {
-        let place = match launcher.meeting.next(spec, generation, &launcher.signals)? {
+        let place = match launcher.meeting.next(spec, generation, signals)? {
             Next::Start(place) => place,
             Next::Exit(exit) => return Ok(exit),
         };
@@ -111,10 +137,12 @@ struct Launcher<'a> {
     logs: PathBuf,
     /// All times in reports count from here.
     clock: Instant,
-    signals: StopSignals,
+    signals: &'a StopSignals,
     meeting: Meeting,
     /// When the last generation failed, by the machine's monotonic clock.
     failed_ns: Option<u64>,
+    /// It was said that no spare can be started.
+    told_no_spare: bool,
 }
 
 impl Launcher<'_> {
@@ -159,14 +187,13 @@ impl Launcher<'_> {
                 fleet.bond = Bond::Met;
             }
             if fleet.bond == Bond::Met && watch.goes_on && fleet.ended.is_empty() {
-                let run_id = run_id(&self.spec.run_dir);
-                processes.keep_spare(self.spec, &self.generation(place, &run_id), &self.logs, self.clock)?;
+                self.keep_spare(processes, place);
             }
             fleet.dying = !fleet.ended.is_empty() && processes.any_dying();
             let now = self.clock.elapsed();
             match decide(now, fleet, &POLICY) {
                 Action::Wait => {}
-                Action::Regroup => self.regroup(processes, fleet, place, &mut watch)?,
+                Action::Regroup => self.regroup(processes, fleet, place, &mut watch),
                 Action::Terminate => {
                     self.tell_failure(fleet, place);
                     processes.signal(Signal::SIGTERM);
@@ -186,23 +213,45 @@ impl Launcher<'_> {
         }
     }
 
-    /// Starts the dead again and calls the living to meet them, if a restart is left.
+    /// A run goes on as well without a spare, so one that cannot be started is told once and done without.
+    fn keep_spare(&mut self, processes: &mut Processes, place: &Place) {
+        let run_id = run_id(&self.spec.run_dir);
+        let kept = processes.keep_spare(self.spec, &self.generation(place, &run_id), &self.logs, self.clock);
+        if let Err(error) = kept
+            && !std::mem::replace(&mut self.told_no_spare, true)
+        {
+            let why = with_causes(&error);
+            (self.report)(&format!("{why}; so no spare waits, and a rank that dies takes longer to replace"));
+        }
+    }
+
+    /// Starts the dead again and calls the living to meet them, if a restart is left. Where the dead cannot be started beside
+    /// the living, all are started again.
     fn regroup(
         &mut self,
         processes: &mut Processes,
         fleet: &mut Fleet,
         place: &mut Place,
         watch: &mut Watch,
-    ) -> Result<(), LaunchError> {
-        let Some((next, spent)) = self.meeting.regroup(place, processes.saved())? else {
-            fleet.bond = Bond::Spent;
-            return Ok(());
+    ) {
+        let (next, spent) = match self.meeting.regroup(place, processes.saved()) {
+            Ok(Some(next)) => next,
+            Ok(None) => {
+                fleet.bond = Bond::Spent;
+                return;
+            }
+            Err(error) => return self.give_up_regroup(&error, fleet, Bond::Spent),
         };
         let failure = fleet.cause().map(|cause| Failure::new(fleet, cause, processes, place.first_rank));
         let failed_ns = failed_ns(fleet, self.clock);
         processes.call(&next);
         let run_id = run_id(&self.spec.run_dir);
-        processes.replace(self.spec, &self.generation(&next, &run_id), &self.logs, self.clock)?;
+        let replaced = processes.replace(self.spec, &self.generation(&next, &run_id), &self.logs, self.clock);
+        *place = next;
+        if let Err(error) = replaced {
+            // The living wait where nobody comes.
+            return self.give_up_regroup(&error, fleet, Bond::Called);
+        }
         watch.regrouped(fleet.ended.iter().map(|ended| ended.rank).collect(), failed_ns);
         // What takes time comes last: they are on their way.
         if let Some(failure) = failure {
@@ -210,9 +259,14 @@ impl Launcher<'_> {
             let next = format!("starting again beside {living} that go on{}", self.of_restarts(spent));
             self.tell(&failure, &next);
         }
-        *fleet = Fleet { bond: Bond::Called, ..Fleet::new(fleet.nproc, next.generation, None) };
-        *place = next;
-        Ok(())
+        *fleet = Fleet { bond: Bond::Called, ..Fleet::new(fleet.nproc, place.generation, None) };
+    }
+
+    /// Leaves the fleet as a failure that nobody outlives; the restart that the regroup took is given back.
+    fn give_up_regroup(&mut self, error: &LaunchError, fleet: &mut Fleet, bond: Bond) {
+        self.meeting.give_back();
+        fleet.bond = bond;
+        (self.report)(&format!("{}; so the others cannot go on either", with_causes(error)));
     }
 
     /// What was asked of this launcher: by a person or a scheduler, or by the coordinator, which also tells how far other
@@ -222,7 +276,7 @@ impl Launcher<'_> {
             (self.report)(&format!("{signal} received; asking the workers to stop with a checkpoint"));
             stop(signal, processes, fleet);
         }
-        match self.meeting.news(&self.signals) {
+        match self.meeting.news(self.signals) {
             Some(News::Stop { signal }) if fleet.stop.is_none() => {
                 let signal = stop_signal(signal);
                 (self.report)(&format!("{signal} received by another node; asking the workers to stop"));

@@ -1,12 +1,7 @@
 //! Where this node stands in a generation, and what becomes of a generation: alone, or agreed with other nodes.
 
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -14,19 +9,18 @@ use sha2::{Digest, Sha256};
 
 use crate::budget::Budget;
 use crate::command::Generation;
-use crate::coordinator::{self, Hello, Member, News, Place, Rules, exit_of};
+use crate::coordinator::{self, Hello, Invitation, Joined, Member, News, Place, Rules, exit_of};
+use crate::failure;
 use crate::launcher::LaunchSpec;
-use crate::nodes::{Rdzv, run_id};
+use crate::listen::listen;
+use crate::nodes::{Nodes, Rdzv, run_id};
 use crate::run_lock::RunLock;
 use crate::standing::Standing;
 use crate::stop::StopSignals;
+use crate::token::{hex, token};
 use crate::world::LOOPBACK;
-use crate::{Exit, LaunchError, environment};
+use crate::{Exit, LaunchError};
 
-/// Holds the token of a run of several nodes, where no shared run folder does.
-const TOKEN: &str = "BLIP2_RDZV_TOKEN";
-/// The token in the run folder, for who may read it.
-const TOKEN_FILE: &str = ".rdzv-token";
 const TICK: Duration = Duration::from_millis(20);
 /// After its workers have ended a node hears of the others within their grace.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -65,42 +59,70 @@ pub(crate) struct Settled {
     pub spent: Option<u32>,
 }
 
+/// How the nodes met.
+pub(crate) enum Opened {
+    /// The run folder is this launcher's for as long as the lock lives.
+    Met(Meeting, Option<RunLock>),
+    /// Not at all, and there is nothing to do.
+    Exit(Exit),
+}
+
 impl Meeting {
     /// Takes the run folder, and with several nodes finds the coordinator or serves it. Without a number of its own a
     /// node leaves the lock to the workers' rank 0.
     pub(crate) fn open(
         spec: &LaunchSpec,
+        signals: &StopSignals,
         report: &dyn Fn(&str),
-    ) -> Result<(Self, Option<RunLock>), LaunchError> {
+    ) -> Result<Opened, LaunchError> {
         let nodes = &spec.nodes;
-        let Some(rdzv) = nodes.rdzv.as_ref().filter(|_| nodes.nnodes > 1) else {
-            let budget = Budget::new(spec.max_restarts);
-            return Ok((Self::Alone { budget }, Some(RunLock::of_launcher(&spec.run_dir, 0)?)));
-        };
-        let listener = listener(rdzv, nodes.node_rank)?;
-        let node_rank = if listener.is_some() { Some(0) } else { nodes.node_rank };
-        let lock = node_rank.map(|rank| RunLock::of_launcher(&spec.run_dir, rank)).transpose()?;
-        let token = token(&spec.run_dir)?;
-        let hello = Hello {
-            version: env!("CARGO_PKG_VERSION").into(),
-            run_id: run_id(&spec.run_dir),
-            args: digest(spec),
-            nnodes: nodes.nnodes,
-            node_rank,
-            nproc: spec.nproc,
-        };
-        if let Some(listener) = listener {
-            let rules = Rules {
-                expected: hello.clone(),
-                max_restarts: spec.max_restarts,
-                lease: nodes.lease,
-                join: nodes.join,
-            };
-            coordinator::serve(listener, token.clone(), rules, rdzv.host.clone())?;
-            report(&format!("node 0 of {}: waiting for the others at {rdzv}", nodes.nnodes));
+        match nodes.rdzv.as_ref().filter(|_| nodes.nnodes > 1) {
+            Some(rdzv) => Self::of_several(spec, rdzv, signals, report),
+            None => {
+                let lock = take_folder(spec, 0)?;
+                Ok(Opened::Met(Self::Alone { budget: Budget::new(spec.max_restarts) }, Some(lock)))
+            }
         }
-        let member = Member::join(rdzv, &token, hello, nodes.lease, nodes.join)?;
-        Ok((Self::Member { member, stop_told: false }, lock))
+    }
+
+    fn of_several(
+        spec: &LaunchSpec,
+        rdzv: &Rdzv,
+        signals: &StopSignals,
+        report: &dyn Fn(&str),
+    ) -> Result<Opened, LaunchError> {
+        let &Nodes { nnodes, node_rank, lease, join, .. } = &spec.nodes;
+        // First, because who holds it may also listen at the meeting place.
+        let mut lock = node_rank.map(|rank| take_folder(spec, rank)).transpose()?;
+        let listening = listen(rdzv, node_rank, join, signals, report)?;
+        let node_rank = if listening.is_some() { Some(0) } else { node_rank };
+        if lock.is_none() {
+            lock = node_rank.map(|rank| take_folder(spec, rank)).transpose()?;
+        }
+        let token = token(&spec.run_dir)?;
+        let (run_id, args) = (run_id(&spec.run_dir), digest(spec));
+        let version = env!("CARGO_PKG_VERSION").into();
+        let hello = Hello { version, run_id, args, nnodes, node_rank, nproc: spec.nproc };
+        if let Some(here) = listening {
+            let rules = Rules { expected: hello.clone(), max_restarts: spec.max_restarts, lease, join };
+            coordinator::serve(here.listener, token.clone(), rules, here.master)?;
+            report(&format!("node 0 of {nnodes}: waiting for the others at {rdzv}"));
+        }
+        let invitation = Invitation { rdzv: rdzv.clone(), token, hello, lease, join };
+        Ok(match invitation.join(signals)? {
+            Joined::In(member) => Opened::Met(Self::Member { member, stop_told: false }, lock),
+            Joined::Out(exit) => {
+                report(&match signals.received() {
+                    Some(signal) => {
+                        format!("{signal} received before the nodes had met; nothing was started")
+                    }
+                    None => {
+                        format!("this run has just ended with exit code {}; nothing was started", exit.code())
+                    }
+                });
+                Opened::Exit(exit)
+            }
+        })
     }
 
     /// Waits for this node's place in the next generation.
@@ -111,16 +133,17 @@ impl Meeting {
         signals: &StopSignals,
     ) -> Result<Next, LaunchError> {
         let Self::Member { member, stop_told } = self else {
-            return Ok(Next::Start(alone(spec.nproc, generation)?));
+            return Ok(match signals.received() {
+                // Nothing runs, and what ran is on the disk.
+                Some(_) => Next::Exit(Exit::Stopped),
+                None => Next::Start(alone(spec.nproc, generation)?),
+            });
         };
         loop {
             tell_stop(member, stop_told, signals);
             match member.news(TICK) {
                 Some(News::Form(place)) => return Ok(Next::Start(place)),
                 Some(News::Over { code: Some(code), .. }) => return Ok(Next::Exit(exit_of(code))),
-                Some(News::Refused { detail }) => {
-                    return Err(LaunchError::Meeting { detail, mendable: true });
-                }
                 // What its workers had is on the disk; the scheduler starts all nodes again.
                 Some(News::Lost) => return Ok(Next::Exit(Exit::Stopped)),
                 Some(News::Over { .. } | News::End { .. } | News::Stop { .. } | News::Others { .. })
@@ -135,6 +158,13 @@ impl Meeting {
         let Self::Alone { budget } = self else { return Ok(None) };
         let Ok(spent) = budget.restart(saved) else { return Ok(None) };
         Ok(Some((alone(place.world_size, place.generation + 1)?, spent)))
+    }
+
+    /// The generation of the last [`Self::regroup`] did not come about.
+    pub(crate) fn give_back(&mut self) {
+        if let Self::Alone { budget } = self {
+            budget.give_back();
+        }
     }
 
     /// What the coordinator wants of the generation that runs.
@@ -188,6 +218,15 @@ impl Meeting {
     }
 }
 
+/// The run folder for the launcher of a node, the first of which sets the last launch's report aside.
+fn take_folder(spec: &LaunchSpec, node_rank: usize) -> Result<RunLock, LaunchError> {
+    let lock = RunLock::of_launcher(&spec.run_dir, node_rank)?;
+    if node_rank == 0 {
+        failure::set_aside(&spec.run_dir);
+    }
+    Ok(lock)
+}
+
 fn tell_stop(member: &Member, told: &mut bool, signals: &StopSignals) {
     if let (false, Some(signal)) = (*told, signals.received()) {
         *told = true;
@@ -221,51 +260,6 @@ fn free_port() -> Result<u16, LaunchError> {
         .map_err(|source| LaunchError::System { action: "find a free port on 127.0.0.1", source })
 }
 
-/// The meeting place, where it is this node's: of number 0, or without numbers of the first that can listen there.
-fn listener(rdzv: &Rdzv, node_rank: Option<usize>) -> Result<Option<TcpListener>, LaunchError> {
-    if node_rank.is_some_and(|rank| rank > 0) {
-        return Ok(None);
-    }
-    match TcpListener::bind((rdzv.host.as_str(), rdzv.port)) {
-        Ok(listener) => Ok(Some(listener)),
-        Err(_) if node_rank.is_none() => Ok(None),
-        Err(source) => Err(LaunchError::Meeting {
-            detail: format!(
-                "node 0 cannot listen at {rdzv}: {source}; --rdzv must name this machine, by an address of its own \
-                 and a port that is free"
-            ),
-            mendable: source.kind() != io::ErrorKind::AddrInUse,
-        }),
-    }
-}
-
-/// The run's token: the environment's, else the one in the run folder, which the first node makes.
-fn token(run_dir: &Path) -> Result<Vec<u8>, LaunchError> {
-    if let Some(token) = environment::read_filled(TOKEN) {
-        return Ok(token.into_bytes());
-    }
-    let path = run_dir.join(TOKEN_FILE);
-    let failed = |source| LaunchError::Write { path: path.clone(), source };
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-        Ok(mut file) => {
-            let mut bytes = [0u8; 32];
-            getrandom::fill(&mut bytes).map_err(|error| failed(io::Error::other(error)))?;
-            file.write_all(hex(&bytes).as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failed(error)),
-    }
-    // The node that makes it may be writing right now.
-    for _ in 0..100 {
-        let token = fs::read(&path).map_err(failed)?;
-        if token.len() == 64 {
-            return Ok(token);
-        }
-        thread::sleep(TICK);
-    }
-    Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is half written; remove it")))
-}
-
 fn digest(spec: &LaunchSpec) -> String {
     let mut digest = Sha256::new();
     for arg in &spec.args {
@@ -273,13 +267,6 @@ fn digest(spec: &LaunchSpec) -> String {
         digest.update([0]);
     }
     hex(&digest.finalize()[..6])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// What a launch would start on this node, as text, without starting it.
@@ -317,23 +304,4 @@ pub fn dry_run(spec: &LaunchSpec) -> Result<String, LaunchError> {
         let _ = writeln!(text, "{} {} {}", variables.join(" "), spec.worker.display(), args.join(" "));
     }
     Ok(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn all_nodes_find_one_token_that_nobody_else_may_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let tokens: Vec<_> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| token(dir.path()).unwrap())).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        assert!(tokens.iter().all(|token| token == &tokens[0] && token.len() == 64));
-        let mode = fs::metadata(dir.path().join(TOKEN_FILE)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
 }

@@ -49,15 +49,19 @@ impl StopFlag {
     }
 }
 
-/// The launcher's side: which signal came first, to be handed on. Forgets its handlers when dropped.
+/// The launcher's side: which signal came, to be handed on. Forgets its handlers when dropped.
 #[derive(Debug)]
-pub(crate) struct StopSignals {
+pub struct StopSignals {
     latest: Arc<AtomicUsize>,
     handlers: Vec<SigId>,
 }
 
 impl StopSignals {
-    pub(crate) fn install() -> Result<Self, LaunchError> {
+    /// Installs the signal handlers.
+    ///
+    /// # Errors
+    /// [`LaunchError::System`] when the system refuses a handler.
+    pub fn install() -> Result<Self, LaunchError> {
         let mut signals = Self { latest: Arc::new(AtomicUsize::new(0)), handlers: Vec::new() };
         let interrupted = Arc::new(AtomicBool::new(false));
         let install = |signals: &mut Self| -> io::Result<()> {
@@ -80,7 +84,8 @@ impl StopSignals {
     }
 
     /// The last signal that asked for a stop.
-    pub(crate) fn received(&self) -> Option<Signal> {
+    #[must_use]
+    pub fn received(&self) -> Option<Signal> {
         let number = i32::try_from(self.latest.load(Ordering::Relaxed)).ok()?;
         Signal::try_from(number).ok()
     }

@@ -1,6 +1,5 @@
 //! What a worker prints: to the terminal, to its log, and its last lines for the report.
 
-use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
@@ -12,16 +11,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::LaunchError;
+use crate::screen::Screen;
 use crate::terminal::{Plain, terminal_like};
 
 /// Lines of a failed worker that go into the report.
 const MAX_LINES: usize = 100;
 /// Bytes searched for them, so that one endless line costs no memory.
 const MAX_TAIL_BYTES: u64 = 64 * 1024;
-
-/// What a person reads.
-trait Screen: Write + Send + fmt::Debug {}
-impl<T: Write + Send + fmt::Debug> Screen for T {}
 
 /// The log of one worker of one generation. Earlier launches' lines stay in the file, in front.
 #[derive(Debug)]
@@ -33,7 +29,7 @@ pub(crate) struct WorkerLog {
     /// Whether what comes through pipes and terminals is for a person to see.
     shown: Arc<AtomicBool>,
     /// Our ends of the terminals that rank 0 writes to, and where it goes on to.
-    terminals: Vec<(File, Box<dyn Screen>)>,
+    terminals: Vec<(File, &'static Screen)>,
     pumps: Vec<JoinHandle<()>>,
 }
 
@@ -92,7 +88,8 @@ impl WorkerLog {
         let log = || self.file.try_clone().map(Stdio::from);
         match rank {
             Some(0) | None => {
-                let (stdout, stderr) = (self.shown(io::stdout()), self.shown(io::stderr()));
+                let stdout = self.shown(&io::stdout(), Screen::stdout());
+                let stderr = self.shown(&io::stderr(), Screen::stderr());
                 command.stdout(stdout).stderr(stderr)
             }
             Some(_) => command.stdout(log()?).stderr(log()?),
@@ -102,10 +99,10 @@ impl WorkerLog {
     }
 
     /// Without a terminal to give, bars are missed, and nothing else.
-    fn shown(&mut self, to: impl IsTerminal + AsFd + Screen + 'static) -> Stdio {
-        match to.is_terminal().then(|| terminal_like(&to)) {
+    fn shown(&mut self, to: &(impl IsTerminal + AsFd), screen: &'static Screen) -> Stdio {
+        match to.is_terminal().then(|| terminal_like(to)) {
             Some(Ok((ours, workers))) => {
-                self.terminals.push((ours, Box::new(to)));
+                self.terminals.push((ours, screen));
                 Stdio::from(workers)
             }
             Some(Err(_)) | None => Stdio::piped(),
@@ -119,10 +116,10 @@ impl WorkerLog {
             self.spawn_pump(from, to, log)?;
         }
         if let Some(stdout) = child.stdout.take() {
-            self.spawn_pump(stdout, io::stdout(), self.file.try_clone()?)?;
+            self.spawn_pump(stdout, Screen::stdout(), self.file.try_clone()?)?;
         }
         if let Some(stderr) = child.stderr.take() {
-            self.spawn_pump(stderr, io::stderr(), self.file.try_clone()?)?;
+            self.spawn_pump(stderr, Screen::stderr(), self.file.try_clone()?)?;
         }
         Ok(())
     }
@@ -130,12 +127,12 @@ impl WorkerLog {
     fn spawn_pump(
         &mut self,
         from: impl Read + Send + 'static,
-        to: impl Write + Send + 'static,
+        to: &'static Screen,
         log: impl Write + Send + 'static,
     ) -> io::Result<()> {
-        let to = Gate { to, open: Arc::clone(&self.shown) };
-        let pump =
-            thread::Builder::new().name("rank-0 output".into()).spawn(move || pass_on(from, to, log))?;
+        let shown = Arc::clone(&self.shown);
+        let pass_on = move || pass_on(from, log, to, &shown);
+        let pump = thread::Builder::new().name("rank-0 output".into()).spawn(pass_on)?;
         self.pumps.push(pump);
         Ok(())
     }
@@ -163,40 +160,23 @@ impl WorkerLog {
     }
 }
 
-/// Lets nothing through until it is opened.
-struct Gate<W: Write> {
-    to: W,
-    open: Arc<AtomicBool>,
-}
-
-impl<W: Write> Write for Gate<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.open.load(Ordering::Relaxed) {
-            true => self.to.write(bytes),
-            false => Ok(bytes.len()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
-}
-
 fn last_lines(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(MAX_LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// Copies until the writer is gone. A closed terminal or a full disk must not block or end the worker, so what cannot
-/// be written is dropped.
-fn pass_on(mut from: impl Read, mut to: impl Write, mut log: impl Write) {
+/// Copies until the writer is gone, into the log and, where it is `shown`, to a person. A full disk must not block or end the
+/// worker, so what cannot be written is dropped.
+fn pass_on(mut from: impl Read, mut log: impl Write, to: &Screen, shown: &AtomicBool) {
     let mut buffer = [0u8; 8192];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return,
             Ok(count) => {
-                let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
                 let _ = log.write_all(&buffer[..count]);
+                if shown.load(Ordering::Relaxed) {
+                    to.push(&buffer[..count]);
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Of a terminal: its last writer is gone.
@@ -261,7 +241,12 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let log = WorkerLog::open(dir.path(), 0, 0).unwrap();
-        pass_on(&b"one\ntwo\n"[..], Closed, log.file.try_clone().unwrap());
+        pass_on(
+            &b"one\ntwo\n"[..],
+            log.file.try_clone().unwrap(),
+            &Screen::over(Closed),
+            &AtomicBool::new(true),
+        );
         assert_eq!(log.last_lines(), ["one", "two"]);
     }
 }

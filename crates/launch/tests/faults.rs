@@ -304,7 +304,7 @@ fn a_node_that_is_gone_is_waited_for_and_replaced() {
 fn a_stranger_without_the_token_is_refused_and_changes_nothing() {
     let mut two = TwoNodes::start();
     let ranks = two.ranks(0);
-    two.join(Some("guessed"));
+    two.join(Some("guessed, and wrong"));
     let stranger = two.nodes.remove(2).wait_with_output().unwrap();
     assert_eq!(stranger.status.code(), Some(78), "{}", said(&stranger));
     assert!(said(&stranger).contains("holds another token"), "{}", said(&stranger));

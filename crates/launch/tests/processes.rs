@@ -294,3 +294,47 @@ fn a_second_interrupt_ends_launcher_and_workers_at_once() {
     wait_for("the end of the launcher", Duration::from_secs(1), || probe.try_wait().unwrap());
     wait_for("the end of the worker", Duration::from_secs(2), || (!is_running(pids[1])).then_some(()));
 }
+
+#[test]
+fn the_report_of_the_launch_before_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(&shell(dir.path(), 1, "exit 3")).0, Exit::Unavailable);
+    let before = failure(dir.path());
+    assert_eq!(run(&shell(dir.path(), 1, "exit 75")).0, Exit::Stopped);
+    assert!(!dir.path().join(FAILURE).exists(), "nothing failed in this launch");
+    let kept = fs::read(dir.path().join("failure-before.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Failure>(&kept).unwrap(), before);
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_holds_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(probe());
+    command.arg("launch").arg(dir.path()).args(["2", "talk"]);
+    // Nobody reads these pipes.
+    let mut launcher = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let code = wait_for("the end of the run", Duration::from_secs(30), || launcher.try_wait().unwrap());
+    assert_eq!(code.code(), Some(0));
+    assert!((0..2).all(|rank| dir.path().join(format!("done-{rank}")).exists()));
+    // Rank 1 writes into its log itself; rank 0's two pipes are copied, in pieces of lines.
+    let lengths =
+        [0, 1].map(|rank| fs::metadata(dir.path().join(format!("logs/rank-{rank}.log"))).unwrap().len());
+    assert!(lengths[0] == lengths[1] && lengths[0] > 3_000_000, "{lengths:?}");
+}
+
+#[test]
+fn a_spare_or_a_replacement_that_cannot_be_started_does_not_end_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    fs::copy(probe(), &program).unwrap();
+    // The spare's log cannot be written.
+    fs::create_dir_all(dir.path().join("logs/spare-1.log")).unwrap();
+    let args = vec!["outlive".into(), dir.path().into()];
+    let spec = LaunchSpec { worker: program, args, max_restarts: 1, ..shell(dir.path(), 2, "") };
+    let (exit, lines) = run(&spec);
+    assert_eq!(exit, Exit::Done, "{lines:?}");
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(count("so no spare waits"), 1, "{lines:?}");
+    assert_eq!(count("so the others cannot go on either"), 1, "{lines:?}");
+    assert_eq!(count("starting all ranks again (1 of 1"), 1, "{lines:?}");
+}

@@ -1,20 +1,14 @@
-//! A launcher's side of the coordinator: joins, beats, says what happened, hears what to do.
+//! A launcher's side of the coordinator, once it is taken in: beats, says what happened, hears what to do.
 
-use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::message::{FromCoordinator, FromNode, Hello, Place};
-use super::wire::{self, Sender};
+use super::message::{FromCoordinator, FromNode, Place};
+use super::wire::{Receiver as FromWire, Sender};
 use crate::LaunchError;
-use crate::nodes::Rdzv;
 use crate::standing::Standing;
-
-const TRY_AGAIN: Duration = Duration::from_millis(100);
-const CONNECT: Duration = Duration::from_secs(2);
 
 /// What a launcher hears.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +33,6 @@ pub(crate) enum News {
         cause: Option<usize>,
         code: Option<u8>,
     },
-    /// It will not have this launcher.
-    Refused {
-        detail: String,
-    },
     /// It has not been heard of for half a lease, or hung up.
     Lost,
 }
@@ -60,29 +50,8 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// Connects, trying until `join` has passed, and introduces this node.
-    ///
-    /// # Errors
-    /// [`LaunchError::Meeting`] naming address, the resolver's answer and the last error.
-    pub(crate) fn join(
-        rdzv: &Rdzv,
-        token: &[u8],
-        hello: Hello,
-        lease: Duration,
-        join: Duration,
-    ) -> Result<Self, LaunchError> {
-        let start = Instant::now();
-        let (mut sender, mut receiver) = loop {
-            let error = match connect(rdzv).and_then(|stream| wire::open(stream, token)) {
-                Ok(halves) => break halves,
-                Err(error) => error,
-            };
-            if error.kind() == io::ErrorKind::PermissionDenied || start.elapsed() >= join {
-                return Err(meeting(rdzv, start.elapsed(), &error));
-            }
-            thread::sleep(TRY_AGAIN);
-        };
-        sender.send(&FromNode::Hello(hello)).map_err(|error| meeting(rdzv, start.elapsed(), &error))?;
+    /// Of a connection to a coordinator that has taken this node in.
+    pub(crate) fn new(sender: Sender, mut receiver: FromWire, lease: Duration) -> Result<Self, LaunchError> {
         let (letters, inbox) = mpsc::channel();
         let sender = Arc::new(Mutex::new(sender));
         let refused = |source| LaunchError::System { action: "start the threads of a node", source };
@@ -154,8 +123,8 @@ impl Drop for Member {
 
 fn news(message: FromCoordinator) -> Option<News> {
     Some(match message {
-        FromCoordinator::Beat => return None,
-        FromCoordinator::Refused { detail } => News::Refused { detail },
+        // The last two are answers to a first word, which was said before.
+        FromCoordinator::Beat | FromCoordinator::Welcome | FromCoordinator::Refused { .. } => return None,
         FromCoordinator::Form(place) => News::Form(place),
         FromCoordinator::End { generation } => News::End { generation },
         FromCoordinator::Stop { signal } => News::Stop { signal },
@@ -166,39 +135,4 @@ fn news(message: FromCoordinator) -> Option<News> {
 
 fn lock(sender: &Mutex<Sender>) -> std::sync::MutexGuard<'_, Sender> {
     sender.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn connect(rdzv: &Rdzv) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (rdzv.host.as_str(), rdzv.port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, CONNECT) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-fn meeting(rdzv: &Rdzv, waited: Duration, error: &io::Error) -> LaunchError {
-    let answer = match (rdzv.host.as_str(), rdzv.port).to_socket_addrs() {
-        Ok(addresses) => {
-            let addresses: Vec<String> = addresses.map(|address| address.ip().to_string()).collect();
-            format!("the name gives {}", addresses.join(", "))
-        }
-        Err(error) => format!("the name gives no address ({error})"),
-    };
-    let hint = match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "give all nodes one run folder on a shared disk, or one BLIP2_RDZV_TOKEN"
-        }
-        io::ErrorKind::ConnectionRefused => "is the launcher of node 0 running, with the same --rdzv?",
-        _ => "check --rdzv, the network interface and firewalls",
-    };
-    LaunchError::Meeting {
-        detail: format!(
-            "no meeting at {rdzv} after {:.0} s: {error}; {answer}; {hint}",
-            waited.as_secs_f64()
-        ),
-        mendable: error.kind() == io::ErrorKind::PermissionDenied,
-    }
 }

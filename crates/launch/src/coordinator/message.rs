@@ -56,8 +56,10 @@ pub(crate) enum FromNode {
 /// What the coordinator says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromCoordinator {
-    /// It will not have this launcher: why.
-    Refused { detail: String },
+    /// It has taken in this launcher.
+    Welcome,
+    /// It will not have this launcher: why. `later` where another try may be taken.
+    Refused { detail: String, later: bool },
     /// Still there.
     Beat,
     /// Start the workers.

@@ -18,6 +18,9 @@ const MAX_STRANGERS: usize = 32;
 /// How long the coordinator stays after the end, so that nodes hear of it.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Without descriptors or memory every accept fails at once.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 type Senders = Arc<Mutex<BTreeMap<Conn, Sender>>>;
 
 /// Serves a run's coordinator on `listener` until the run is over; returns at once.
@@ -68,7 +71,10 @@ pub(crate) fn serve(
 fn accept_all(listener: &TcpListener, token: &[u8], senders: &Senders, events: &mpsc::Sender<Event>) {
     let strangers = Arc::new(AtomicUsize::new(0));
     for (conn, stream) in (1..).zip(listener.incoming()) {
-        let Ok(stream) = stream else { continue };
+        let Ok(stream) = stream else {
+            thread::sleep(ACCEPT_AGAIN);
+            continue;
+        };
         if strangers.fetch_add(1, Ordering::Relaxed) >= MAX_STRANGERS {
             strangers.fetch_sub(1, Ordering::Relaxed);
             continue;
@@ -96,7 +102,7 @@ fn read_all(
     lock(senders).insert(conn, sender);
     while let Ok(message) = receiver.next() {
         if events.send(Event::Said(conn, message)).is_err() {
-            return;
+            break;
         }
     }
     lock(senders).remove(&conn);

@@ -145,21 +145,34 @@ impl State {
     }
 
     fn hello(&mut self, conn: Conn, hello: Hello, now: Duration) -> Vec<Action> {
-        let refusal = match self.exit() {
-            Some(_) => Some("this run is over".to_owned()),
-            None => self.refusal(&hello),
-        };
-        if let Some(detail) = refusal.filter(|_| !self.members.contains_key(&conn)) {
-            return vec![Action::Send(conn, FromCoordinator::Refused { detail }), Action::Close(conn)];
+        if self.members.contains_key(&conn) {
+            return Vec::new();
+        }
+        if let Some(answer) = self.keeps_out(&hello) {
+            return vec![Action::Send(conn, answer), Action::Close(conn)];
         }
         let stop = self.stop.map(|signal| Action::Send(conn, FromCoordinator::Stop { signal }));
         let member = Member { hello, heard: now, node_rank: None, ended: None, standing: None };
-        self.members.entry(conn).or_insert(member);
-        stop.into_iter().collect()
+        self.members.insert(conn, member);
+        [Action::Send(conn, FromCoordinator::Welcome)].into_iter().chain(stop).collect()
     }
 
-    /// What keeps a node out, with the field that differs.
-    fn refusal(&self, hello: &Hello) -> Option<String> {
+    /// The answer to a node that is not taken in.
+    ///
+    /// Who comes to a run that is over ends as its nodes did: after 75 the scheduler starts all of them again, and nothing
+    /// is left to do after 0 or 93. A node of another run came to a coordinator that is about to leave the place to its own,
+    /// and a number is free again once the lease of the node that had it has run out.
+    fn keeps_out(&self, hello: &Hello) -> Option<FromCoordinator> {
+        let refusal = |detail, later| Some(FromCoordinator::Refused { detail, later });
+        match (self.differs(hello), self.exit()) {
+            (Some(detail), over) => refusal(detail, over.is_some()),
+            (None, Some(exit)) => Some(self.over(Some(exit.code()))),
+            (None, None) => refusal(self.taken(hello)?, true),
+        }
+    }
+
+    /// The field by which a node is not one of this run.
+    fn differs(&self, hello: &Hello) -> Option<String> {
         let expected = &self.rules.expected;
         let differs = |what: &str, theirs: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
             Some(format!("{what} differs: {theirs} here, {ours} on node 0; launch all nodes alike"))
@@ -176,12 +189,13 @@ impl State {
         if hello.nnodes != expected.nnodes {
             return differs("--nnodes", &hello.nnodes, &expected.nnodes);
         }
+        let rank = hello.node_rank.filter(|rank| *rank >= expected.nnodes)?;
+        Some(format!("--node-rank {rank} must be below --nnodes {}", expected.nnodes))
+    }
+
+    fn taken(&self, hello: &Hello) -> Option<String> {
         let rank = hello.node_rank?;
-        if rank >= expected.nnodes {
-            return Some(format!("--node-rank {rank} must be below --nnodes {}", expected.nnodes));
-        }
-        let taken = self.members.values().any(|member| member.hello.node_rank == Some(rank));
-        taken.then(|| {
+        self.members.values().any(|member| member.hello.node_rank == Some(rank)).then(|| {
             format!("--node-rank {rank} is taken by another node; give each node a number of its own")
         })
     }
@@ -332,9 +346,13 @@ impl State {
     }
 
     fn tell_over(&self, code: Option<u8>) -> Vec<Action> {
-        let (generation, cause) = (self.generation.unwrap_or(0), self.cause.and_then(|cause| cause.rank));
-        let over = FromCoordinator::Over { generation, cause, code };
+        let over = self.over(code);
         self.members.keys().map(|conn| Action::Send(*conn, over.clone())).collect()
+    }
+
+    fn over(&self, code: Option<u8>) -> FromCoordinator {
+        let (generation, cause) = (self.generation.unwrap_or(0), self.cause.and_then(|cause| cause.rank));
+        FromCoordinator::Over { generation, cause, code }
     }
 }
 

@@ -31,11 +31,15 @@ fn secs(seconds: u64) -> Duration {
 /// Two nodes of two and three workers, running since second 0.
 fn running(max_restarts: u32) -> State {
     let mut state = state(2, max_restarts);
-    assert_eq!(state.on(Event::Said(1, FromNode::Hello(hello(Some(1), 3, 2))), secs(0)), vec![]);
+    assert_eq!(state.on(Event::Said(1, FromNode::Hello(hello(Some(1), 3, 2))), secs(0)), [welcome(1)]);
     let formed = state.on(Event::Said(2, FromNode::Hello(hello(None, 2, 2))), secs(0));
     let nodes = vec![(2, 0, 0), (1, 1, 2)];
-    assert_eq!(formed, vec![Action::Form { generation: 0, world_size: 5, nodes }]);
+    assert_eq!(formed, [welcome(2), Action::Form { generation: 0, world_size: 5, nodes }]);
     state
+}
+
+fn welcome(conn: Conn) -> Action {
+    Action::Send(conn, FromCoordinator::Welcome)
 }
 
 fn ended(generation: u32, exit: Exit) -> FromNode {
@@ -143,7 +147,7 @@ fn a_silent_node_is_lost_and_its_place_stays_empty_until_its_workers_have_surely
     assert_eq!(told, vec![Action::Send(2, FromCoordinator::End { generation: 0 }), Action::Close(1)]);
     state.on(Event::Said(2, ended(0, Exit::Unavailable)), secs(12));
     // Its place is taken by a node that had not been there.
-    assert_eq!(state.on(Event::Said(3, FromNode::Hello(hello(Some(1), 3, 2))), secs(13)), vec![]);
+    assert_eq!(state.on(Event::Said(3, FromNode::Hello(hello(Some(1), 3, 2))), secs(13)), [welcome(3)]);
     assert_eq!(state.on(Event::Said(2, FromNode::Beat), secs(20)), vec![], "the lost one may still compute");
     let formed = state.on(Event::Said(3, FromNode::Beat), secs(21));
     assert_eq!(
@@ -171,11 +175,51 @@ fn a_node_that_differs_is_told_in_what() {
     ];
     for (conn, (hello, word)) in (10..).zip(cases) {
         let told = state.on(Event::Said(conn, FromNode::Hello(hello)), secs(1));
-        let [Action::Send(to, FromCoordinator::Refused { detail }), Action::Close(closed)] = &told[..] else {
+        let (detail, later) = refused(conn, &told);
+        assert!(detail.contains(word), "{detail}");
+        assert_eq!(later, word.contains("taken"), "only a number may be free later: {detail}");
+    }
+}
+
+fn refused(conn: Conn, told: &[Action]) -> (String, bool) {
+    let [Action::Send(to, FromCoordinator::Refused { detail, later }), Action::Close(closed)] = told else {
+        panic!("{told:?}");
+    };
+    assert_eq!((*to, *closed), (conn, conn));
+    (detail.clone(), *later)
+}
+
+#[test]
+fn a_number_is_free_again_when_the_lease_of_its_node_has_run_out() {
+    let mut state = running(3);
+    let again = |conn| Event::Said(conn, FromNode::Hello(hello(Some(1), 3, 2)));
+    for second in 1..=10 {
+        state.on(Event::Said(2, FromNode::Beat), secs(second));
+        let conn = 10 + second;
+        let (_, later) = refused(conn, &state.on(again(conn), secs(second)));
+        assert!(later, "node 1 is silent, and may be dead");
+    }
+    state.on(Event::Said(2, FromNode::Beat), secs(11));
+    assert_eq!(state.on(again(30), secs(11)), [welcome(30)]);
+}
+
+#[test]
+fn who_comes_to_a_run_that_is_over_ends_as_it_did_and_a_node_of_the_next_run_waits() {
+    for exit in [Exit::Done, Exit::Stopped, Exit::GiveUp] {
+        let mut state = running(3);
+        if exit == Exit::GiveUp {
+            state.on(Event::Said(1, failed(0, 4, exit.code(), false)), secs(1));
+        }
+        state.on(Event::Said(1, ended(0, exit)), secs(2));
+        state.on(Event::Said(2, ended(0, exit)), secs(2));
+        assert_eq!(state.exit(), Some(exit));
+        let told = state.on(Event::Said(3, FromNode::Hello(hello(None, 1, 2))), secs(3));
+        let [Action::Send(3, FromCoordinator::Over { code, .. }), Action::Close(3)] = told[..] else {
             panic!("{told:?}");
         };
-        assert_eq!((*to, *closed), (conn, conn));
-        assert!(detail.contains(word), "{detail}");
+        assert_eq!(code, Some(exit.code()));
+        let other = Hello { run_id: "next".into(), ..hello(None, 1, 2) };
+        assert!(refused(4, &state.on(Event::Said(4, FromNode::Hello(other)), secs(3))).1);
     }
 }
 
@@ -195,7 +239,8 @@ fn a_stop_reaches_all_and_never_restarts() {
 fn nodes_that_never_come_are_not_waited_for_for_ever() {
     let mut state = state(2, 3);
     for second in 0..=60 {
-        assert!(state.on(Event::Said(1, FromNode::Hello(hello(None, 1, 2))), secs(second)).is_empty());
+        let told = state.on(Event::Said(1, FromNode::Hello(hello(None, 1, 2))), secs(second));
+        assert!(told.is_empty() || (second == 0 && told == [welcome(1)]), "{told:?}");
         assert!(state.on(Event::Said(1, FromNode::Beat), secs(second)).is_empty());
         assert_eq!(state.exit(), None);
     }

@@ -7,7 +7,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmac::{Hmac, Mac};
 use serde::{Serialize, de::DeserializeOwned};
@@ -16,12 +16,25 @@ use sha2::Sha256;
 const MAGIC: &[u8; 8] = b"BLIP2RV1";
 /// No message of ours is nearly so long.
 const MAX_FRAME: usize = 16 * 1024;
-/// A stranger that says nothing is let go.
+/// A stranger that has not shown the token by then is let go, however slowly it speaks.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A peer that takes nothing any more must not hold up the others.
 const WRITE: Duration = Duration::from_secs(2);
 
 type Digest = [u8; 32];
+/// The coordinator's answer to a wrong proof: no proof of its own, so that the node can tell "no" from a lost connection.
+const REFUSAL: Digest = [0; 32];
+
+/// Why a launcher's new connection is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// Who answers there is not of this run: trying again changes nothing.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// Nothing was decided: try again.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
 
 /// Which way a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,35 +62,38 @@ pub(crate) struct Receiver {
 }
 
 /// The coordinator's side of a new connection.
-pub(crate) fn accept(mut stream: TcpStream, token: &[u8]) -> io::Result<(Sender, Receiver)> {
-    prepare(&stream)?;
+pub(crate) fn accept(stream: TcpStream, token: &[u8]) -> io::Result<(Sender, Receiver)> {
+    let until = prepare(&stream)?;
     let own = nonce()?;
-    stream.write_all(MAGIC)?;
-    stream.write_all(&own)?;
-    let theirs: Digest = read(&mut stream)?;
-    let proof: Digest = read(&mut stream)?;
+    (&stream).write_all(MAGIC)?;
+    (&stream).write_all(&own)?;
+    let mut from = Until { stream: &stream, until };
+    let theirs: Digest = read(&mut from)?;
+    let proof: Digest = read(&mut from)?;
     if !is_mac(token, &[b"node", &own, &theirs], &proof) {
+        (&stream).write_all(&REFUSAL)?;
         return Err(refused("it does not hold the token of this run"));
     }
-    stream.write_all(&mac(token, &[b"coordinator", &own, &theirs]))?;
+    (&stream).write_all(&mac(token, &[b"coordinator", &own, &theirs]))?;
     halves(stream, mac(token, &[b"connection", &own, &theirs]), Way::ToNode, Way::ToCoordinator)
 }
 
 /// A launcher's side.
-pub(crate) fn open(mut stream: TcpStream, token: &[u8]) -> io::Result<(Sender, Receiver)> {
-    prepare(&stream)?;
-    if &read::<8>(&mut stream)? != MAGIC {
-        return Err(refused("what answers there is no blip2 launcher of this version"));
+pub(crate) fn open(stream: TcpStream, token: &[u8]) -> Result<(Sender, Receiver), OpenError> {
+    let until = prepare(&stream)?;
+    let mut from = Until { stream: &stream, until };
+    if &read::<8>(&mut from)? != MAGIC {
+        return Err(OpenError::Refused("what answers there is no blip2 launcher of this version"));
     }
-    let theirs: Digest = read(&mut stream)?;
+    let theirs: Digest = read(&mut from)?;
     let own = nonce()?;
-    stream.write_all(&own)?;
-    stream.write_all(&mac(token, &[b"node", &theirs, &own]))?;
-    let proof = read(&mut stream).map_err(|_| refused("the launcher there holds another token"))?;
+    (&stream).write_all(&own)?;
+    (&stream).write_all(&mac(token, &[b"node", &theirs, &own]))?;
+    let proof = read(&mut from)?;
     if !is_mac(token, &[b"coordinator", &theirs, &own], &proof) {
-        return Err(refused("the launcher there holds another token"));
+        return Err(OpenError::Refused("the launcher there holds another token"));
     }
-    halves(stream, mac(token, &[b"connection", &theirs, &own]), Way::ToCoordinator, Way::ToNode)
+    Ok(halves(stream, mac(token, &[b"connection", &theirs, &own]), Way::ToCoordinator, Way::ToNode)?)
 }
 
 impl Sender {
@@ -100,7 +116,12 @@ impl Sender {
 }
 
 impl Receiver {
-    /// Waits for the next message, for as long as it takes.
+    /// How long to wait for bytes from now on; `None` for as long as it takes.
+    pub(crate) fn wait_at_most(&self, at_most: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(at_most)
+    }
+
+    /// Waits for the next message, as a rule for as long as it takes.
     pub(crate) fn next<T: DeserializeOwned>(&mut self) -> io::Result<T> {
         let length = u32::from_be_bytes(read(&mut self.stream)?) as usize;
         if length > MAX_FRAME {
@@ -118,10 +139,28 @@ impl Receiver {
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+/// Sets what holds for the whole connection, and says until when the handshake must be over.
+fn prepare(stream: &TcpStream) -> io::Result<Instant> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(HANDSHAKE))?;
-    stream.set_write_timeout(Some(WRITE))
+    stream.set_write_timeout(Some(WRITE))?;
+    Ok(Instant::now() + HANDSHAKE)
+}
+
+/// Reads that are over at one time all together: a peer must not gain time with each byte.
+struct Until<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(bytes)
+    }
 }
 
 fn halves(stream: TcpStream, key: Digest, out: Way, back: Way) -> io::Result<(Sender, Receiver)> {
@@ -130,7 +169,7 @@ fn halves(stream: TcpStream, key: Digest, out: Way, back: Way) -> io::Result<(Se
     Ok((sender, Receiver { stream, key, way: back, frames: 0 }))
 }
 
-fn read<const N: usize>(stream: &mut TcpStream) -> io::Result<[u8; N]> {
+fn read<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     stream.read_exact(&mut bytes)?;
     Ok(bytes)
@@ -179,9 +218,9 @@ mod tests {
 
     use super::*;
 
-    type Side = io::Result<(Sender, Receiver)>;
+    type Halves = (Sender, Receiver);
 
-    fn pair(token: &'static [u8], other: &'static [u8]) -> (Side, Side) {
+    fn pair(token: &'static [u8], other: &'static [u8]) -> (io::Result<Halves>, Result<Halves, OpenError>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let node = thread::spawn(move || open(TcpStream::connect(address).unwrap(), other));
@@ -206,7 +245,43 @@ mod tests {
     fn another_token_is_refused_on_both_sides() {
         let (coordinator, node) = pair(b"secret", b"guess");
         assert!(coordinator.unwrap_err().to_string().contains("token"));
-        assert!(node.unwrap_err().to_string().contains("token"));
+        let refused = node.unwrap_err();
+        assert!(
+            matches!(refused, OpenError::Refused(_)) && refused.to_string().contains("token"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_connection_that_breaks_before_the_proof_says_nothing_of_the_token() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let node = thread::spawn(move || open(TcpStream::connect(address).unwrap(), b"secret"));
+        let mut coordinator = listener.accept().unwrap().0;
+        coordinator.write_all(MAGIC).unwrap();
+        coordinator.write_all(&[7; 32]).unwrap();
+        let _: [u8; 64] = read(&mut coordinator).unwrap();
+        drop(coordinator);
+        assert!(matches!(node.join().unwrap(), Err(OpenError::Io(_))));
+    }
+
+    #[test]
+    fn a_stranger_gains_no_time_by_speaking_slowly() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = listener.accept().unwrap().0;
+        let speak = thread::spawn(move || {
+            while stranger.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let start = Instant::now();
+        let mut from = Until { stream: &stream, until: start + Duration::from_millis(500) };
+        let error = read::<32>(&mut from).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        drop(stream);
+        speak.join().unwrap();
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! Launchers before their nodes have met: with which code they end, and how soon.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn probe() -> PathBuf {
+    // Test programs lie in target/PROFILE/deps/, examples in target/PROFILE/examples/.
+    let test = std::env::current_exe().unwrap();
+    let probe = test.ancestors().nth(2).unwrap().join("examples/probe");
+    assert!(probe.exists(), "{} is missing; run `cargo build -p launch --examples`", probe.display());
+    probe
+}
+
+/// A place that is free now.
+fn rdzv() -> String {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    format!("127.0.0.1:{port}")
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A launcher of two nodes in a folder.
+fn node(dir: &Path, rdzv: &str, how: &[&str]) -> Child {
+    let mut command = Command::new(probe());
+    command.arg("node").arg(dir).arg("1").arg(rdzv).args(how);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_stop_before_the_nodes_have_met_is_75_at_once() {
+    // It listens and waits for the other; nobody listens; nobody answers.
+    for (rdzv, how) in [(rdzv(), "0"), (rdzv(), "1"), ("203.0.113.1:29400".into(), "1")] {
+        for signal in [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGINT] {
+            let dir = tempfile::tempdir().unwrap();
+            let node = node(dir.path(), &rdzv, &[how]);
+            wait_for("the launcher's start", || dir.path().join("logs").exists().then_some(()));
+            let start = Instant::now();
+            kill(Pid::from_raw(node.id().cast_signed()), signal).unwrap();
+            let output = node.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(75), "{signal}, {rdzv}: {}", said(&output));
+            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        }
+    }
+}
+
+#[test]
+fn the_second_launcher_of_node_0_is_told_of_the_first_and_not_of_its_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let rdzv = rdzv();
+    let first = node(dir.path(), &rdzv, &["0"]);
+    wait_for("node 0 to listen", || TcpStream::connect(&rdzv).ok());
+    let start = Instant::now();
+    let second = node(dir.path(), &rdzv, &["0"]).wait_with_output().unwrap();
+    assert_eq!(second.status.code(), Some(73), "{}", said(&second));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    kill(Pid::from_raw(first.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(first.wait_with_output().unwrap().status.code(), Some(75));
+}
+
+#[test]
+fn connections_that_break_are_tried_again_and_never_a_mistake_of_the_users() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let rdzv = listener.local_addr().unwrap().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path(), &rdzv, &["1"]);
+    let tries = thread::spawn(move || {
+        let mut tries = 0;
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The test says when it is over.
+            let mut first = [0];
+            stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            if stream.read(&mut first).is_ok_and(|bytes| bytes == 1 && first == [b'!']) {
+                return tries;
+            }
+            tries += 1;
+            let _ = stream.write_all(&[b"BLIP2RV1".as_slice(), &[7; 32]].concat());
+        }
+        tries
+    });
+    let output = node.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
+    TcpStream::connect(&rdzv).unwrap().write_all(b"!").unwrap();
+    assert!(tries.join().unwrap() > 5);
+}
+
+#[test]
+fn a_replacement_that_comes_before_the_lease_has_run_out_waits_for_the_number() {
+    // Folders of one name that share no lock, as on a machine that lost its power.
+    let places = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let rdzv = rdzv();
+    let start = |place: &tempfile::TempDir, number: &str| {
+        let mut command = Command::new(probe());
+        command.args(["node", "run", "1", &rdzv, number]).current_dir(place.path());
+        command.env("BLIP2_RDZV_TOKEN", "0123456789abcdef").stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let up = |place: &tempfile::TempDir, name: &str| {
+        let path = place.path().join("run").join(name);
+        wait_for(name, || fs::read_to_string(&path).ok().filter(|text| !text.is_empty()));
+    };
+    let (node_0, mut silent) = (start(&places[0], "0"), start(&places[1], "1"));
+    up(&places[1], "pid-1-of-2-in-0");
+    kill(Pid::from_raw(silent.id().cast_signed()), Signal::SIGSTOP).unwrap();
+    let replacement = start(&places[2], "1");
+    up(&places[2], "pid-1-of-2-in-1");
+    silent.kill().and_then(|()| silent.wait()).unwrap();
+    kill(Pid::from_raw(node_0.id().cast_signed()), Signal::SIGTERM).unwrap();
+    for node in [node_0, replacement] {
+        let output = node.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    }
+}
+
+#[test]
+fn a_stranger_who_speaks_slowly_is_hung_up_on_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let rdzv = rdzv();
+    let nodes = ["0", "1"].map(|number| node(dir.path(), &rdzv, &[number]));
+    wait_for("both nodes' workers", || fs::read(dir.path().join("pid-1-of-2-in-0")).ok());
+    let mut stranger = TcpStream::connect(&rdzv).unwrap();
+    let start = Instant::now();
+    // 64 bytes would be a proof, and take 13 seconds.
+    while stranger.write_all(b"x").is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(8), "still listened to");
+        thread::sleep(Duration::from_millis(200));
+    }
+    for node in &nodes {
+        kill(Pid::from_raw(node.id().cast_signed()), Signal::SIGTERM).unwrap();
+    }
+    for node in nodes {
+        let output = node.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    }
+}
