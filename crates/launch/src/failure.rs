@@ -51,11 +51,6 @@ pub(crate) fn set_aside(run_dir: &Path) {
     let _ = fs::rename(run_dir.join(FAILURE), run_dir.join(BEFORE));
 }
 
-/// Keeps the report of the launch before under another name. Nothing is lost where that fails.
-pub(crate) fn set_aside(run_dir: &Path) {
-    let _ = fs::rename(run_dir.join(FAILURE), run_dir.join(BEFORE));
-}
-
 /// The end of a worker that did not fail first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OtherEnd {
