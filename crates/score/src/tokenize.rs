@@ -22,10 +22,17 @@ const CLITICS: [&str; 7] = ["s", "m", "d", "ll", "re", "ve", "n"];
 const WHOLE: [&str; 3] = ["ma'am", "ne'er", "hors-d'oeuvre"];
 
 /// Abbreviations that keep their full stop, beside single letters and acronyms (`u.s.`).
-const ABBREVIATIONS: &str = "mr mrs ms messrs dr st jr sr prof gen rep sen gov rev hon pres sgt lt col capt bros etc vs al \
-    cf jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri ave blvd rd ft sq ct ste bldg \
-    dept est inc ltd co corp cos bancorp univ assn tel ext mo adj adv ph.d calif fla tex mass conn wash ore pa ky va ind \
-    ill mich minn wis ariz colo";
+const ABBREVIATIONS: &str = "mr mrs ms mme mlle messrs dr st jr sr esq prof gen rep reps sen sens gov govs rev hon pres sgt cpl pvt lt \
+    maj col cmdr adm capt insp supt det atty asst bros etc vs al cf jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues \
+    wed thu thurs fri ave blvd rd ft sq ct ste bldg mt mont dept est inc ltd co corp cos plc pty mfg assoc bancorp univ assn intl natl \
+    sys treas tel ext mo md adj adv ph.d ala calif colo conn fla ga ind kan ky mich minn neb nev okla tenn va vt wis wyo ariz";
+/// Written with a capital they are states, else words: `a car wash.`
+const STATES: &str = "ark az del ill la mass miss ore pa tex wash";
+/// They keep their stop before a number.
+const BEFORE_NUMBERS: &str = "no nos fig figs pp prop op art ca";
+/// A sentence begins with them where they are capitalised: a letter before is then the end of the one before.
+const STARTERS: &str = "a about according additionally after an as at but earlier he her here however if in it last many more now once \
+    one other our she since so some such that the their then there these they this we what when while yet you";
 
 /// Splits a caption into words: lower case, without punctuation.
 pub fn tokenize(caption: &str) -> Tokens {
@@ -168,7 +175,7 @@ impl Scanner {
             self.at += 1;
             return self.push("y'");
         }
-        if self.is_at(0, |c| c == '.') && self.keeps_full_stop(&lower) {
+        if self.is_at(0, |c| c == '.') && self.keeps_full_stop(&word, &lower) {
             self.at += 1;
             return self.push(lower + ".");
         }
@@ -230,15 +237,23 @@ impl Scanner {
         next.is_alphabetic() && (is_whole || (is_elided && !CLITICS.contains(&behind.as_str())))
     }
 
-    /// True for acronyms, abbreviations, and `no.` before a number.
-    fn keeps_full_stop(&self, word: &str) -> bool {
-        let is_acronym =
-            word.split('.').all(|part| part.chars().count() == 1 && part.chars().all(char::is_alphabetic));
-        let is_number_next =
-            self.text[self.at + 1..].iter().find(|c| **c != ' ').is_some_and(char::is_ascii_digit);
-        is_acronym
-            || ABBREVIATIONS.split_ascii_whitespace().any(|known| known == word)
-            || (matches!(word, "no" | "fig") && is_number_next)
+    /// True for acronyms, abbreviations, `no.` before a number, and before a mark that cannot follow a sentence.
+    fn keeps_full_stop(&self, word: &str, lower: &str) -> bool {
+        let is_one_of = |list: &str| list.split_ascii_whitespace().any(|known| known == lower);
+        let is_letter = |part: &str| part.chars().count() == 1 && part.chars().all(char::is_alphabetic);
+        let mut behind = self.text[self.at + 1..].iter().skip_while(|c| **c == ' ').peekable();
+        let is_number_next = behind.peek().is_some_and(|c| c.is_ascii_digit());
+        let next: String = behind.take_while(|c| c.is_alphabetic()).collect();
+        let starts = next.starts_with(char::is_uppercase)
+            && STARTERS.split_ascii_whitespace().any(|starter| starter == next.to_lowercase())
+            && self.is_at(1, char::is_whitespace);
+        let is_capital = word.starts_with(char::is_uppercase);
+        (is_letter(lower) && !starts)
+            || (lower.contains('.') && lower.split('.').all(is_letter))
+            || is_one_of(ABBREVIATIONS)
+            || (is_capital && is_one_of(STATES))
+            || (is_number_next && is_one_of(BEFORE_NUMBERS))
+            || (self.is_at(1, |c| matches!(c, ',' | ';' | ':')) && lower.chars().all(char::is_alphabetic))
     }
 }
 
@@ -311,6 +326,10 @@ mod tests {
         ("two -- three — four – five-six a--b", "two three four five-six a b"),
         ("street.A man stands. IT'S", "street.a man stands it 's"),
         ("café naïve 猫 ❤️ 😀 smile", "café naïve 猫 ❤ smile"),
+        ("a car wash. Boston, Mass. and Tex.", "a car wash boston mass. and tex."),
+        ("Mt. Hood, Asst. Chief; pp. 5 and pp.", "mt. hood asst. chief pp. 5 and pp"),
+        ("vitamin C. The dog and J. Smith", "vitamin c the dog and j. smith"),
+        ("a dog., a cat", "a dog. a cat"),
         ("C. D. v1.0 2+2=4 under_score 1980's", "c. d. v1 .0 2 +2 = 4 under_score 1980 's"),
     ];
 
@@ -332,7 +351,7 @@ mod tests {
 
         #[test]
         fn plain_words_are_kept(words in proptest::collection::vec("[bcdfghjklm]{2,6}", 0..8)) {
-            let known = |word: &String| ABBREVIATIONS.split(' ').any(|a| a == word) || word == "gimme";
+            let known = |word: &String| ABBREVIATIONS.split_ascii_whitespace().any(|a| a == word) || word == "gimme";
             prop_assume!(!words.iter().any(known));
             prop_assert_eq!(tokenize(&words.join(" ")), words);
         }
