@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use checkpoint::{HostTensor, WeightSource, write_durably};
 use serde_json::{Value, json};
 
+use super::bert;
 use super::composition::Composition;
 use super::hf::EXTRAS;
 use super::parts::{self, Component, Source};
@@ -69,7 +70,7 @@ pub(super) fn import(
         Content::Lavis => parts::lavis(&source)?,
         Content::HuggingFace => parts::hugging_face(&source)?,
         Content::Vision => parts::image_encoder(&source)?,
-        Content::Bert => parts::bert(&source, &all, &mut others),
+        Content::Bert => bert::parts(&source, &all, &mut others),
         Content::Language => parts::language_model(&source)?,
         Content::Gguf => parts::gguf(&source, &weights)?,
     };

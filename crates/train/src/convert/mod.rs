@@ -3,6 +3,7 @@
 //! Both ways are planned from headers alone. Whatever is missing, unexpected or misshapen is told in one message before
 //! a tensor is read; then tensors pass through one at a time, and the result appears under its name as a whole.
 
+mod bert;
 mod bridge;
 mod bundle;
 mod composition;
