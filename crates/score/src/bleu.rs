@@ -1,7 +1,7 @@
 //! Corpus BLEU (Papineni et al., ACL 2002) as pycocoevalcap computes it: "closest" reference length, no smoothing but
 //! two small constants that keep zero counts from dividing.
 
-use crate::ngram::{Counts, LONGEST, counts};
+use crate::ngram::{Counts, LONGEST, counts, words};
 use crate::tokenize::Tokens;
 
 /// Added to denominators.
@@ -46,10 +46,12 @@ pub fn bleu(references: &[Vec<Tokens>], candidates: &[Tokens]) -> Bleu {
 
 impl Matches {
     fn of(references: &[Tokens], candidate: &Tokens) -> Self {
+        let references: Vec<Vec<String>> = references.iter().map(|reference| words(reference)).collect();
+        let candidate = words(candidate);
         let reference_counts: Vec<[Counts; LONGEST]> =
             references.iter().map(|reference| counts(reference)).collect();
         let mut matches = Self { words: candidate.len(), ..Self::default() };
-        for (index, ngrams) in counts(candidate).iter().enumerate() {
+        for (index, ngrams) in counts(&candidate).iter().enumerate() {
             matches.guessed[index] = ngrams.values().sum();
             for (ngram, count) in ngrams {
                 let in_reference = |of: &[Counts; LONGEST]| of[index].get(ngram).copied().unwrap_or(0);

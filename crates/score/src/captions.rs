@@ -36,17 +36,25 @@ pub fn captions(references: &[Vec<String>], candidates: &[String]) -> CaptionFig
         .map(|captions| captions.iter().map(|caption| tokenize(caption)).collect())
         .collect();
     let candidates: Vec<Tokens> = candidates.iter().map(|caption| tokenize(caption)).collect();
+    caption_figures(&references, &candidates)
+}
+
+/// [`captions`] for words instead of texts.
+///
+/// # Panics
+/// When the two slices differ in length, or a candidate has no reference.
+pub fn caption_figures(references: &[Vec<Tokens>], candidates: &[Tokens]) -> CaptionFigures {
     let share = |is_right: fn(&Tokens, &Tokens) -> bool| {
         let right = |(references, candidate): &(&Vec<Tokens>, &Tokens)| {
             references.iter().any(|reference| is_right(reference, candidate))
         };
-        let count = references.iter().zip(&candidates).filter(right).count();
+        let count = references.iter().zip(candidates).filter(right).count();
         count as f64 / candidates.len().max(1) as f64
     };
     CaptionFigures {
-        cider: mean(&cider(&references, &candidates)),
-        bleu: bleu(&references, &candidates).corpus,
-        rouge_l: mean(&rouge_l(&references, &candidates)),
+        cider: mean(&cider(references, candidates)),
+        bleu: bleu(references, candidates).corpus,
+        rouge_l: mean(&rouge_l(references, candidates)),
         exact: share(|reference, candidate| reference == candidate),
         near: share(is_near),
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ngram::{Counts, LONGEST, counts};
+use crate::ngram::{Counts, LONGEST, counts, words};
 use crate::tokenize::Tokens;
 
 /// Width of the Gaussian, in bigrams.
@@ -19,10 +19,13 @@ const SIGMA: f64 = 6.0;
 /// When the two slices differ in length, or a candidate has no reference.
 pub fn cider(references: &[Vec<Tokens>], candidates: &[Tokens]) -> Vec<f64> {
     assert_eq!(references.len(), candidates.len(), "one list of references for each candidate");
-    let weights = Weights::of(references);
+    let of_picture = |captions: &Vec<Tokens>| captions.iter().map(|caption| words(caption)).collect();
+    let references: Vec<Vec<Tokens>> = references.iter().map(of_picture).collect();
+    let weights = Weights::of(&references);
     let score = |(references, candidate): (&Vec<Tokens>, &Tokens)| {
         assert!(!references.is_empty(), "every candidate has a reference");
-        let candidate = weights.vector(candidate);
+        let candidate = words(candidate);
+        let candidate = weights.vector(&candidate);
         let sum: f64 =
             references.iter().map(|reference| similarity(&candidate, &weights.vector(reference))).sum();
         10.0 * sum / references.len() as f64

@@ -14,9 +14,11 @@ mod tokenize;
 mod vqa;
 
 pub use bleu::{Bleu, bleu};
-pub use captions::{CaptionFigures, captions};
+pub use captions::{CaptionFigures, caption_figures, captions};
 pub use cider::cider;
 pub use recall::{Recalls, diagonal_recalls, retrieval_recalls};
 pub use rouge::rouge_l;
-pub use tokenize::{Tokens, tokenize};
-pub use vqa::{VqaFigures, VqaQuestion, normalise_answer, normalise_punctuation, vqa, vqa_accuracy};
+pub use tokenize::{Tokens, tokenize, tokenize_as_one_text};
+pub use vqa::{
+    VqaAnswer, VqaFigures, VqaQuestion, normalise_answer, normalise_punctuation, vqa, vqa_accuracy,
+};

@@ -28,17 +28,37 @@ const CONTRACTIONS: &str = "'ow's'at 'twas ain't aren't can't could've couldn't 
     why'll why're why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're \
     you've";
 
+/// The zeros of Unicode 14 (Python 3.11); nine digits follow each.
+const ZEROS: &[u32] = &[
+    0x30, 0x660, 0x6F0, 0x7C0, 0x966, 0x9E6, 0xA66, 0xAE6, 0xB66, 0xBE6, 0xC66, 0xCE6, 0xD66, 0xDE6, 0xE50,
+    0xED0, 0xF20, 0x1040, 0x1090, 0x17E0, 0x1810, 0x1946, 0x19D0, 0x1A80, 0x1A90, 0x1B50, 0x1BB0, 0x1C40,
+    0x1C50, 0xA620, 0xA8D0, 0xA900, 0xA9D0, 0xA9F0, 0xAA50, 0xABF0, 0xFF10, 0x104A0, 0x10D30, 0x11066,
+    0x110F0, 0x11136, 0x111D0, 0x112F0, 0x11450, 0x114D0, 0x11650, 0x116C0, 0x11730, 0x118E0, 0x11950,
+    0x11C50, 0x11D50, 0x11DA0, 0x16A60, 0x16AC0, 0x16B50, 0x1D7CE, 0x1D7D8, 0x1D7E2, 0x1D7EC, 0x1D7F6,
+    0x1E140, 0x1E2F0, 0x1E950, 0x1FBF0,
+];
+
 /// One question with its prediction and the annotators' answers (ten in VQAv2).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VqaQuestion {
     /// What the model said.
     pub prediction: String,
     /// What people said.
-    pub answers: Vec<String>,
+    pub answers: Vec<VqaAnswer>,
     /// Such as `what color`.
     pub question_type: String,
     /// `yes/no`, `number` or `other`.
     pub answer_type: String,
+}
+
+/// The entry of one annotator.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VqaAnswer {
+    /// What was said.
+    pub text: String,
+    /// All else that the entry holds (the annotator's number, as a rule), in any form: entries that are equal as a whole
+    /// are left out together.
+    pub rest: String,
 }
 
 /// Accuracies, 0 to 1.
@@ -69,23 +89,27 @@ pub fn vqa(questions: &[VqaQuestion]) -> VqaFigures {
     }
 }
 
-/// Accuracy of one prediction, 0 to 1: each annotator is left out once, and the answer is right by a third for each of
-/// the others who gave it, at most in full; the mean over annotators.
-pub fn vqa_accuracy(prediction: &str, answers: &[String]) -> f64 {
+/// Accuracy of one prediction, 0 to 1: each annotator is left out once, with all whose entries are equal to theirs, and
+/// the answer is right by a third for each of the others who gave it, at most in full; the mean over annotators.
+pub fn vqa_accuracy(prediction: &str, answers: &[VqaAnswer]) -> f64 {
     let prediction = normalise_answer(prediction);
-    let disagree = answers.iter().any(|answer| *answer != answers[0]);
-    let given = |answer: &String| if disagree { normalise_punctuation(answer) } else { answer.clone() };
-    let hits: Vec<bool> = answers.iter().map(|answer| given(answer) == prediction).collect();
-    let all = hits.iter().filter(|hit| **hit).count();
-    let without_one = |hit: &bool| ((all - usize::from(*hit)) as f64 / FULL_AGREEMENT).min(1.0);
-    mean(&hits.iter().map(without_one).collect::<Vec<_>>())
+    let disagree = answers.iter().any(|answer| answer.text != answers[0].text);
+    let given =
+        |answer: &VqaAnswer| if disagree { normalise_punctuation(&answer.text) } else { answer.text.clone() };
+    let entries: Vec<(String, &str)> =
+        answers.iter().map(|answer| (given(answer), answer.rest.as_str())).collect();
+    let without = |left_out: &(String, &str)| {
+        let hits = entries.iter().filter(|entry| *entry != left_out && entry.0 == prediction).count();
+        (hits as f64 / FULL_AGREEMENT).min(1.0)
+    };
+    mean(&entries.iter().map(without).collect::<Vec<_>>())
 }
 
 /// All rules, as a prediction gets them: punctuation, lower case, digits for number words, no articles, apostrophes.
 pub fn normalise_answer(text: &str) -> String {
-    let text = normalise_punctuation(text.replace(['\n', '\t'], " ").trim()).to_lowercase();
+    let text = normalise_punctuation(text.replace(['\n', '\t'], " ").trim_matches(is_blank)).to_lowercase();
     let words =
-        text.split_whitespace().map(with_digits).filter(|word| !["a", "an", "the"].contains(&word.as_str()));
+        text.split(is_blank).map(with_digits).filter(|word| !["", "a", "an", "the"].contains(&word.as_str()));
     words.map(with_apostrophe).collect::<Vec<_>>().join(" ")
 }
 
@@ -102,8 +126,19 @@ pub fn normalise_punctuation(text: &str) -> String {
 }
 
 fn has_comma_between_digits(text: &str) -> bool {
-    let is_digit = |byte: u8| byte.is_ascii_digit();
-    text.as_bytes().windows(3).any(|w| is_digit(w[0]) && w[1] == b',' && is_digit(w[2]))
+    let next_is_digit = |rest: &str| rest.chars().next().is_some_and(is_digit);
+    text.match_indices(',').any(|(at, _)| text[..at].ends_with(is_digit) && next_is_digit(&text[at + 1..]))
+}
+
+/// A blank as Python's `strip` and `split` see it: four separators of ASCII as well.
+fn is_blank(character: char) -> bool {
+    character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
+}
+
+/// `\d` in Python: digits of all scripts.
+fn is_digit(character: char) -> bool {
+    let code = u32::from(character);
+    ZEROS.iter().any(|zero| (*zero..zero + 10).contains(&code))
 }
 
 fn without_full_stops(text: &str) -> String {
@@ -113,7 +148,7 @@ fn without_full_stops(text: &str) -> String {
     while let Some(character) = characters.next() {
         let is_removed = character == '.'
             && removed < MOST_STOPS_REMOVED
-            && !characters.peek().is_some_and(char::is_ascii_digit);
+            && !characters.peek().copied().is_some_and(is_digit);
         if is_removed {
             removed += 1;
         } else {
@@ -156,6 +191,10 @@ mod tests {
 
     use super::*;
 
+    fn answer(text: &str, number: usize) -> VqaAnswer {
+        VqaAnswer { text: text.to_owned(), rest: number.to_string() }
+    }
+
     #[test]
     fn quirks_of_the_script() {
         assert_eq!(normalise_answer("The U.S.A., of course!"), "usa of course");
@@ -163,9 +202,27 @@ mod tests {
         assert_eq!(normalise_answer("couldntve"), "couldntve");
         assert_eq!(normalise_answer("couldn'tve, Somebody'd"), "couldn't've somebodyd");
         assert_eq!(normalise_answer(&".".repeat(33)), ".");
-        let agreed = vec!["T-shirt".to_owned(); 10];
+        let agreed: Vec<VqaAnswer> = (0..10).map(|number| answer("T-shirt", number)).collect();
         assert_eq!(vqa_accuracy("t-shirt", &agreed), 0.0, "agreed answers stay as they are");
         assert_eq!(vqa_accuracy("yes", &[]), 0.0);
+    }
+
+    #[test]
+    fn digits_and_blanks_are_pythons() {
+        assert_eq!(normalise_punctuation("1.１ .٣ 5. .²"), "1.１ .٣ 5 ²");
+        assert_eq!(normalise_punctuation("1,٤ a-b"), "1٤ ab");
+        assert_eq!(normalise_answer("\u{1c}two\u{1f}dogs"), "2 dogs");
+    }
+
+    #[test]
+    fn equal_entries_are_left_out_together() {
+        let numbered: Vec<VqaAnswer> = (0..10).map(|i| answer(if i < 7 { "yes" } else { "no" }, i)).collect();
+        let alike: Vec<VqaAnswer> = numbered.iter().map(|one| answer(&one.text, 0)).collect();
+        assert!((vqa_accuracy("yes", &numbered) - 1.0).abs() < 1e-12);
+        assert!(
+            (vqa_accuracy("yes", &alike) - 0.3).abs() < 1e-12,
+            "right only without the three who said no"
+        );
     }
 
     proptest! {
@@ -173,7 +230,7 @@ mod tests {
         fn any_text_is_normalised(text in "[ -~\\PC]{0,40}") {
             let normal = normalise_answer(&text);
             prop_assert!(!normal.contains("  ") && normal.trim() == normal);
-            let accuracy = vqa_accuracy(&text, &[text.clone(), "x".to_owned()]);
+            let accuracy = vqa_accuracy(&text, &[answer(&text, 1), answer("x", 2)]);
             prop_assert!((0.0..=1.0).contains(&accuracy));
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
-use score::{Recalls, Tokens, VqaQuestion};
+use score::{Recalls, Tokens, VqaAnswer, VqaQuestion};
 use serde_json::Value;
 
 fn case(name: &str) -> PathBuf {
@@ -128,7 +128,11 @@ fn vqa_questions() -> (Vec<String>, Vec<VqaQuestion>) {
     let question = |value: &Value| {
         let text = |key: &str| value[key].as_str().expect("a text").to_owned();
         let answers = value["answers"].as_array().expect("answers").iter();
-        let answers = answers.map(|answer| answer["answer"].as_str().expect("a text").to_owned()).collect();
+        let answer = |entry: &Value| VqaAnswer {
+            text: entry["answer"].as_str().expect("a text").to_owned(),
+            rest: entry["answer_id"].to_string(),
+        };
+        let answers = answers.map(answer).collect();
         let question = VqaQuestion {
             prediction: text("prediction"),
             answers,
@@ -175,7 +179,7 @@ fn vqa_answers_are_normalised_as_by_lavis() {
         let theirs = expected["normalised_prediction"][id].as_str().expect("a text");
         assert_eq!(score::normalise_answer(&question.prediction), theirs, "question {id}");
         let by_punctuation: Vec<String> =
-            question.answers.iter().map(|answer| score::normalise_punctuation(answer)).collect();
+            question.answers.iter().map(|answer| score::normalise_punctuation(&answer.text)).collect();
         assert_eq!(by_punctuation, texts(&expected["punct_only_answers"][id]), "question {id}");
     }
     let extra = expected["normalise"].as_array().expect("strings to normalise");

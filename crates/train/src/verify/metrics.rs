@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use score::{Recalls, Tokens, VqaQuestion};
+use score::{Recalls, Tokens, VqaAnswer, VqaQuestion};
 use serde::Deserialize;
 use serde_json::Value;
 use tch::Kind;
@@ -32,22 +32,17 @@ pub(super) fn compare_captions(case: &Case) -> Result<Vec<Row>, TrainError> {
             .ok_or_else(|| broken(&case.folder().join(GIVEN), &format!("there is no image {image}")))
     };
     let images: Vec<&Captioned> = order.iter().map(find).collect::<Result<_, _>>()?;
+    let (references, candidates) = tokens(&images);
+    let joined = |captions: &[Tokens]| captions.iter().map(|words| words.join(" ")).collect::<Vec<String>>();
     let mut rows = Vec::new();
-    for (image, captioned) in order.iter().zip(&images) {
-        let joined = |caption: &String| score::tokenize(caption).join(" ");
-        let references: Vec<String> = captioned.references.iter().map(joined).collect();
+    for (image, (references, candidate)) in order.iter().zip(references.iter().zip(&candidates)) {
         let theirs: Vec<String> = case.part(FILE, &expected, &["tokenized_references", image])?;
-        rows.push(Row::equal(&format!("tokenized_references.{image}"), &references, &theirs));
+        rows.push(Row::equal(&format!("tokenized_references.{image}"), &joined(references), &theirs));
         let theirs: Vec<String> = case.part(FILE, &expected, &["tokenized_predictions", image])?;
-        rows.push(Row::equal(
-            &format!("tokenized_predictions.{image}"),
-            &[joined(&captioned.prediction)],
-            &theirs,
-        ));
+        let ours = joined(std::slice::from_ref(candidate));
+        rows.push(Row::equal(&format!("tokenized_predictions.{image}"), &ours, &theirs));
     }
-    let references: Vec<Vec<String>> = images.iter().map(|image| image.references.clone()).collect();
-    let candidates: Vec<String> = images.iter().map(|image| image.prediction.clone()).collect();
-    let figures = score::captions(&references, &candidates);
+    let figures = score::caption_figures(&references, &candidates);
     let [bleu1, bleu2, bleu3, bleu4] = figures.bleu;
     for (name, ours) in [
         ("Bleu_1", bleu1),
@@ -64,25 +59,32 @@ pub(super) fn compare_captions(case: &Case) -> Result<Vec<Row>, TrainError> {
     Ok(rows)
 }
 
+/// Words of all references and of all predictions, each tokenised as one text, as the script does it.
+fn tokens(images: &[&Captioned]) -> (Vec<Vec<Tokens>>, Vec<Tokens>) {
+    let texts: Vec<&str> =
+        images.iter().flat_map(|image| image.references.iter().map(String::as_str)).collect();
+    let mut words = score::tokenize_as_one_text(&texts).into_iter();
+    let references =
+        images.iter().map(|image| words.by_ref().take(image.references.len()).collect()).collect();
+    let predictions: Vec<&str> = images.iter().map(|image| image.prediction.as_str()).collect();
+    (references, score::tokenize_as_one_text(&predictions))
+}
+
 fn caption_by_caption(
     case: &Case,
     expected: &Value,
-    references: &[Vec<String>],
-    candidates: &[String],
+    references: &[Vec<Tokens>],
+    candidates: &[Tokens],
     limit: Tolerance,
 ) -> Result<Vec<Row>, TrainError> {
-    let tokens = |captions: &[String]| captions.iter().map(|c| score::tokenize(c)).collect::<Vec<Tokens>>();
-    let references: Vec<Vec<Tokens>> = references.iter().map(|captions| tokens(captions)).collect();
-    let candidates = tokens(candidates);
     let mut rows = Vec::new();
-    for (name, ours) in [
-        ("CIDEr", score::cider(&references, &candidates)),
-        ("ROUGE_L", score::rouge_l(&references, &candidates)),
-    ] {
+    for (name, ours) in
+        [("CIDEr", score::cider(references, candidates)), ("ROUGE_L", score::rouge_l(references, candidates))]
+    {
         let theirs: Vec<f64> = case.part(FILE, expected, &["per_image", name])?;
         rows.push(Row::list(&format!("per_image.{name}"), &ours, &theirs, limit));
     }
-    let ours = score::bleu(&references, &candidates).per_caption;
+    let ours = score::bleu(references, candidates).per_caption;
     let theirs: [Vec<f64>; 4] = case.part(FILE, expected, &["per_image", "Bleu"])?;
     for (order, theirs) in theirs.iter().enumerate() {
         let ours: Vec<f64> = ours.iter().map(|scores| scores[order]).collect();
@@ -165,6 +167,8 @@ struct Annotation {
 #[derive(Deserialize)]
 struct Answer {
     answer: String,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -191,7 +195,7 @@ pub(super) fn compare_vqa(case: &Case) -> Result<Vec<Row>, TrainError> {
         rows.push(Row::equal(&format!("normalised_prediction.{id}"), &[ours], &[theirs]));
         let theirs: Vec<String> = case.part(FILE, &expected, &["punct_only_answers", id])?;
         let ours: Vec<String> =
-            question.answers.iter().map(|answer| score::normalise_punctuation(answer)).collect();
+            question.answers.iter().map(|answer| score::normalise_punctuation(&answer.text)).collect();
         rows.push(Row::equal(&format!("punct_only_answers.{id}"), &ours, &theirs));
     }
     let figures = score::vqa(&questions);
@@ -216,7 +220,8 @@ pub(super) fn compare_vqa(case: &Case) -> Result<Vec<Row>, TrainError> {
 
 fn question(annotation: Annotation) -> (String, VqaQuestion) {
     let Annotation { question_id, question_type, answer_type, answers, prediction } = annotation;
-    let answers = answers.into_iter().map(|answer| answer.answer).collect();
+    let answer = |entry: Answer| VqaAnswer { text: entry.answer, rest: format!("{:?}", entry.rest) };
+    let answers = answers.into_iter().map(answer).collect();
     (question_id.to_string(), VqaQuestion { prediction, answers, question_type, answer_type })
 }
 
