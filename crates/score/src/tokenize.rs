@@ -3,7 +3,9 @@
 //!
 //! The rules were found by asking the Java program, and cover what captions hold: words with hyphens, slashes and
 //! apostrophes, contractions, acronyms and abbreviations, numbers, brackets, currency, quotes and dashes. Not covered, and
-//! cut into their parts here: web addresses, markup, and faces made of punctuation.
+//! cut into their parts here: web addresses with a path, markup, entities other than `&amp;` and the like, faces made of
+//! punctuation; curly apostrophes before `em` and `90s` become straight, and marks written apart from their letter are
+//! those of U+0300 to U+036F.
 
 mod phone;
 mod shapes;
@@ -19,7 +21,7 @@ const TWO_WORDS: [(&str, usize); 6] =
     [("cannot", 3), ("gonna", 3), ("gotta", 3), ("wanna", 3), ("gimme", 3), ("lemme", 3)];
 
 /// Words that begin with an apostrophe; all others lose it as a quotation mark.
-const WITH_APOSTROPHE: [&str; 6] = ["s", "n", "em", "til", "cause", "t"];
+const WITH_APOSTROPHE: [&str; 5] = ["s", "n", "em", "til", "cause"];
 
 /// What is cut off a word, apostrophe included.
 const CLITICS: [&str; 7] = ["s", "m", "d", "ll", "re", "ve", "n"];
@@ -88,6 +90,7 @@ impl Scanner<'_> {
     fn step(&mut self, character: char) {
         match character {
             '_' => return self.run(|c| c == '_'),
+            '\'' if self.is_at(1, |c| c == '\'') => self.at += 1, // a quotation mark
             c if is_word(c) => return self.word(),
             c if is_apostrophe(c) && self.apostrophe() => return,
             '!' | '?' => return self.run(|c| matches!(c, '!' | '?')),
@@ -128,8 +131,12 @@ impl Scanner<'_> {
         let rest = &self.text[self.at..];
         let behind = &rest[1..];
         let length = match rest[0] {
-            '@' if behind.first().is_some_and(|c| c.is_alphabetic()) => 1 + shapes::run(behind, is_word),
-            '#' => 1 + shapes::run(behind, char::is_alphabetic),
+            '.' if behind.starts_with(&['.', '.']) => {
+                self.at += shapes::run(rest, |c| c == '.');
+                return true;
+            }
+            '@' if behind.first().copied().is_some_and(shapes::is_letter) => 1 + shapes::run(behind, is_word),
+            '#' => 1 + shapes::run(behind, shapes::is_letter),
             '+' | '-' => shapes::phone(rest).max(1 + shapes::number(behind)),
             '(' => shapes::phone(rest),
             _ => shapes::number(rest),
@@ -166,9 +173,11 @@ impl Scanner<'_> {
 
     /// A token that begins with an apostrophe (`'s`, `'em`, `'90s`); false where it is a quotation mark.
     fn apostrophe(&mut self) -> bool {
-        let rest: String = self.text[self.at + 1..].iter().take_while(|c| c.is_alphanumeric()).collect();
-        let rest = rest.to_lowercase();
-        let after = self.at + 1 + rest.chars().count();
+        let behind = &self.text[self.at + 1..];
+        let (letters, digits) = (shapes::run(behind, shapes::is_letter), shapes::digits(behind));
+        let length = if digits > 0 { shapes::run(behind, is_word) } else { letters };
+        let rest = behind[..length].iter().collect::<String>().to_lowercase();
+        let after = self.at + 1 + length;
         let decade = rest.strip_suffix('s').unwrap_or(&rest);
         let is_decade = decade.len() == 2 && decade.bytes().all(|b| b.is_ascii_digit());
         if let ("tis" | "twas", false) = (rest.as_str(), self.is_inside_word()) {
@@ -217,9 +226,9 @@ impl Scanner<'_> {
 
     /// `do n't`: the `n` in front of `'t` goes with it. True where `word`, of that length, stands before that.
     fn cut_not(&mut self, word: &str, length: usize) -> bool {
-        let ends = !self.is_at(length + 2, char::is_alphanumeric);
+        let ends = !self.is_at(length + 2, char::is_alphabetic);
         let is_not = ends && self.is_at(length + 1, |c| matches!(c, 't' | 'T'));
-        if !is_not || !word.ends_with('n') {
+        if !is_not || !word.ends_with('n') || !word.bytes().all(|byte| byte.is_ascii_alphabetic()) {
             return false;
         }
         if length > 1 {

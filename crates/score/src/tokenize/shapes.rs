@@ -4,7 +4,7 @@
 pub(super) use super::phone::phone;
 use super::{CLITICS, is_apostrophe, is_separator, is_word};
 
-/// Endings of file names. They matter where a name begins with a digit (`1.txt`); others need none (`dog.cat`).
+/// Endings of file names. They matter where a part begins with a digit (`1.txt`, `v1.0.x`); others need none (`dog.cat`).
 const FILE_TYPES: &str = "bat bmp c cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov pdf php pl png ppt ps \
     py sql tar txt wav x xml zip";
 
@@ -54,6 +54,10 @@ pub(super) fn digits(text: &[char]) -> usize {
 /// How many characters at the beginning are such.
 pub(super) fn run(text: &[char], is: impl Fn(char) -> bool) -> usize {
     text.iter().take_while(|c| is(**c)).count()
+}
+
+pub(super) fn is_letter(character: char) -> bool {
+    is_word(character) && character.is_alphabetic()
 }
 
 fn is_alphanumeric(character: char) -> bool {
@@ -166,21 +170,20 @@ fn date(text: &[char]) -> usize {
     if part < 2 { 0 } else { end + part.min(4) }
 }
 
-/// `street.A`, `v1.0.x`, `yes!no`: words without a blank between them, the first and the last with a letter in front.
+/// `street.A`, `yes!no`: words without a blank between them.
 fn dotted(text: &[char]) -> usize {
-    let mut end = run(text, is_alphanumeric);
-    let mut longest = 0;
-    while text[0].is_alphabetic() && matches!(text.get(end), Some('.' | '!' | '?')) {
-        match run(&text[end + 1..], is_alphanumeric) {
+    let part = |text: &[char]| match text.first() {
+        Some(first) if is_letter(*first) => run(text, is_alphanumeric),
+        _ => 0,
+    };
+    let mut end = part(text);
+    while end > 0 && matches!(text.get(end), Some('.' | '!' | '?')) {
+        match part(&text[end + 1..]) {
             0 => break,
             more => end += 1 + more,
         }
-        let last = text[..end].iter().rposition(|c| !is_alphanumeric(*c)).map_or(0, |mark| mark + 1);
-        if text[last].is_alphabetic() {
-            longest = end;
-        }
     }
-    longest
+    end
 }
 
 /// `1.txt`, before a blank or the end of a sentence.
@@ -247,7 +250,7 @@ fn address(text: &[char]) -> usize {
 /// `X'amour`, `n'amour`: one letter, an apostrophe and two letters at least.
 fn name(text: &[char]) -> usize {
     let is_first = matches!(text.first(), Some('n' | 'A'..='Z')) && !matches!(text[0], 'I' | 'Y');
-    let letters = text.get(2..).map_or(0, |rest| run(rest, char::is_alphabetic));
+    let letters = text.get(2..).map_or(0, |rest| run(rest, is_letter));
     let is_name = is_first && letters > 1 && behind_apostrophe(&text[1..]).is_some();
     if is_name { 2 + letters } else { 0 }
 }
@@ -255,19 +258,19 @@ fn name(text: &[char]) -> usize {
 /// `hawai'i`, `ma'am`: the apostrophe behind a vowel and before a vowel or a capital.
 fn between_vowels(text: &[char]) -> usize {
     let is_vowel = |c: char| "aeiouy".contains(c.to_ascii_lowercase());
-    let before = run(text, char::is_alphabetic);
+    let before = run(text, is_letter);
     let is_before = before > 1 && is_vowel(text[before - 1]);
     let rest = text.get(before + 1..).unwrap_or_default();
     let is_behind = rest.first().is_some_and(|c| "aeiou".contains(*c) || c.is_ascii_uppercase());
     if !is_before || !is_behind || behind_apostrophe(&text[before..]).is_none() {
         return 0;
     }
-    before + 1 + run(rest, char::is_alphabetic)
+    before + 1 + run(rest, is_letter)
 }
 
 /// Words with an apostrophe that stand in a list.
 fn known(text: &[char]) -> usize {
-    let letters = run(text, char::is_alphabetic);
+    let letters = run(text, is_letter);
     let Some(rest) = text.get(letters + 1..).filter(|_| is_apostrophe(text[letters])) else { return 0 };
     let whole = letters + 1 + run(rest, is_alphanumeric);
     let is_one_of = |words: &[&str], end: usize| {

@@ -1,6 +1,7 @@
 //! Full stops that belong to their word.
 
-use super::is_separator;
+use super::shapes::run;
+use super::{is_apostrophe, is_separator};
 
 /// Abbreviations, in any case.
 const ABBREVIATIONS: &str = "adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bancorp bhd bldg blvd \
@@ -17,9 +18,9 @@ const CAPITAL: &str = "ark az del ill la mass miss ore pa tex wash";
 const BEFORE_NUMBER: [&str; 9] = ["art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"];
 
 /// Words that begin a sentence.
-const STARTERS: &str = "a about according additionally after an as at but earlier he her here however if in it last many \
-    more now once one other our she since so some such that the their then there these they this we what when while yet \
-    you";
+const STARTERS: &str = "a about according additionally after an as at but earlier he her here however if in it \
+    last many more mr. ms. now once one other our she since so some such that the their then there these they this \
+    we what when while yet you";
 
 /// True where the full stop between `word`, as it is written, and `after` is part of the word: in abbreviations and
 /// acronyms, and before a comma, a colon or a semicolon.
@@ -37,12 +38,18 @@ pub(super) fn belongs_to(word: &str, after: &[char]) -> bool {
         || (is_plain(word) && matches!(after.first(), Some(',' | ';' | ':' | '、')))
 }
 
-/// Neither a fraction nor an address, nor a number with separators.
+/// Neither a fraction nor an address, nor a number with separators, nor a word with an apostrophe but `o'clock` and such.
 fn is_plain(word: &str) -> bool {
-    let is_number = word.chars().all(|c| c.is_ascii_digit() || is_separator(c));
-    let never =
-        word.contains(['/', '@']) || word.ends_with('_') || (is_number && word.contains(is_separator));
-    !never
+    let is_number =
+        word.chars().all(|c| c.is_ascii_digit() || is_separator(c)) && word.contains(is_separator);
+    let is_elided = |part: &str| match part.find(is_apostrophe) {
+        Some(at) => at == 1 && part.starts_with(['d', 'D', 'l', 'L', 'o', 'O']),
+        None => true,
+    };
+    !is_number
+        && !word.contains(['/', '@'])
+        && word.ends_with(char::is_alphanumeric)
+        && word.split('-').all(is_elided)
 }
 
 /// A digit, right behind the stop or behind one blank.
@@ -56,14 +63,12 @@ fn begins_with_number(after: &[char]) -> bool {
 
 /// Blanks, a word that begins a sentence, with a capital or in capitals, and a blank behind it.
 fn begins_sentence(after: &[char]) -> bool {
-    let blanks = after.iter().take_while(|c| c.is_whitespace()).count();
-    let word: String = after[blanks..].iter().take_while(|c| c.is_alphabetic()).collect();
-    let behind = after.get(blanks + word.chars().count());
-    let mut rest = word.chars().skip(1);
-    let is_one_case = rest.clone().all(char::is_lowercase) || rest.all(char::is_uppercase);
-    let is_capital = word.starts_with(char::is_uppercase) && is_one_case;
-    let lower = word.to_lowercase();
-    is_capital
-        && behind.is_some_and(|c| c.is_whitespace())
-        && STARTERS.split_ascii_whitespace().any(|starter| starter == lower)
+    let blanks = run(after, char::is_whitespace);
+    let length = run(&after[blanks..], |c| c.is_alphabetic() || c == '.');
+    let word = &after[blanks..blanks + length];
+    let is_capital = word.first().is_some_and(|first| first.is_uppercase())
+        && (word.iter().all(|c| !c.is_lowercase()) || word[1..].iter().all(|c| !c.is_uppercase()));
+    let is_whole = after.get(blanks + length).is_some_and(|c| c.is_whitespace());
+    let lower = word.iter().collect::<String>().to_lowercase();
+    is_capital && is_whole && STARTERS.split_ascii_whitespace().any(|starter| starter == lower)
 }

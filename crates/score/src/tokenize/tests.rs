@@ -41,6 +41,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("dog?cat yes!no ok? a ----- b ---- c", "dog?cat yes!no ok a ----- b c"),
     ("_x_ __init__ snake_case 3.5-inch a/b/c/d", "_ x _ __ init __ snake_case 3.5-inch a/b/c / d"),
     ("Hawai'i J'adore n'est d'été l'a c'est ol' man", "hawai'i j'adore n'est d'été l' a c'est ol' man"),
+    ("it''s a dog...5 'tis 't Plan B. Mr. X hawai'i., x", "it s a dog 5 't is t plan b mr. x hawai'i x"),
+    ("the-don't don't5 5can't it's300", "the-don t do n't 5 5can t it 's 300"),
     ("me@home.com tell'em fish 'n, more'n. y's", "me@home.com tell 'em fish n more n. y 's"),
 ];
 
@@ -72,6 +74,16 @@ proptest! {
             prop_assert!(!token.is_empty() && !has_blank, "{:?}", token);
             prop_assert_eq!(&token.to_lowercase(), &token);
         }
+    }
+
+    #[test]
+    fn captions_that_end_without_a_full_stop_are_read_as_alone(
+        captions in proptest::collection::vec("[ -~\\PC]{0,20}", 0..5),
+    ) {
+        let captions: Vec<String> = captions.iter().map(|caption| format!("{caption} x")).collect();
+        let together = tokenize_as_one_text(&captions.iter().map(String::as_str).collect::<Vec<_>>());
+        let alone: Vec<Tokens> = captions.iter().map(|caption| tokenize(caption)).collect();
+        prop_assert_eq!(together, alone);
     }
 
     #[test]
