@@ -26,9 +26,12 @@ const WITH_APOSTROPHE: [&str; 5] = ["s", "n", "em", "til", "cause"];
 /// What is cut off a word, apostrophe included.
 const CLITICS: [&str; 7] = ["s", "m", "d", "ll", "re", "ve", "n"];
 
+/// Shows where a word may be broken, and is no part of it.
+const SOFT_HYPHEN: char = '\u{ad}';
+
 /// Splits a caption into words: lower case, without punctuation. What other captions stand beside it makes no difference.
 pub fn tokenize(caption: &str) -> Tokens {
-    let text: Vec<char> = caption.chars().chain(['\n']).collect();
+    let text: Vec<char> = caption.chars().filter(|c| *c != SOFT_HYPHEN).chain(['\n']).collect();
     let end = text.len() - 1;
     Scanner { text: &text, at: 0, tokens: Vec::new() }.run_to(end)
 }
@@ -37,7 +40,8 @@ pub fn tokenize(caption: &str) -> Tokens {
 /// full stop of a caption belongs to its word can depend on the next one (`vitamin c.`, then `A dog` or `Dogs`).
 /// This is to compare with it; figures are made of [`tokenize`].
 pub fn tokenize_as_one_text(captions: &[&str]) -> Vec<Tokens> {
-    let lines: Vec<String> = captions.iter().map(|caption| caption.replace('\n', " ")).collect();
+    let lines: Vec<String> =
+        captions.iter().map(|caption| caption.replace('\n', " ").replace(SOFT_HYPHEN, "")).collect();
     let text: Vec<char> = lines.join("\n").chars().collect();
     let mut start = 0;
     let of_line = |line: &String| {
@@ -271,7 +275,7 @@ fn is_dropped(character: char) -> bool {
         || is_roman(character)
         || is_separator(character)
         || is_apostrophe(character)
-        || matches!(character, ';' | '-' | '`' | '"' | '…' | '“' | '”' | '«' | '»' | '‹' | '›')
+        || matches!(character, '\u{feff}' | ';' | '-' | '`' | '"' | '…' | '“' | '”' | '«' | '»' | '‹' | '›')
         || ('\u{2010}'..='\u{2015}').contains(&character)
         || ('\u{200b}'..='\u{200f}').contains(&character)
         || ('\u{fe00}'..='\u{fe0f}').contains(&character)

@@ -41,6 +41,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("dog?cat yes!no ok? a ----- b ---- c", "dog?cat yes!no ok a ----- b c"),
     ("_x_ __init__ snake_case 3.5-inch a/b/c/d", "_ x _ __ init __ snake_case 3.5-inch a/b/c / d"),
     ("Hawai'i J'adore n'est d'été l'a c'est ol' man", "hawai'i j'adore n'est d'été l' a c'est ol' man"),
+    ("\u{feff}a soft\u{ad}hyphen\u{ad} a\u{ad}-b", "a softhyphen a-b"),
     ("it''s a dog...5 'tis 't Plan B. Mr. X hawai'i., x", "it s a dog 5 't is t plan b mr. x hawai'i x"),
     ("the-don't don't5 5can't it's300", "the-don t do n't 5 5can t it 's 300"),
     ("me@home.com tell'em fish 'n, more'n. y's", "me@home.com tell 'em fish n more n. y 's"),
