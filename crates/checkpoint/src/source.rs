@@ -110,21 +110,30 @@ impl WeightSource {
             parts: Vec::new(),
             tensors: BTreeMap::new(),
         };
-        for file in files {
-            let part = Part::open(file)?;
-            source.format = part.format();
-            for (name, dtype, shape) in part.infos() {
-                let located = Located { part: source.parts.len(), dtype, shape };
-                if source.tensors.insert(name.clone(), located).is_some() {
-                    return Err(CheckpointError::malformed(
-                        file,
-                        format!("{name} stands in another shard too"),
-                    ));
-                }
-            }
-            source.parts.push(part);
-        }
+        files.iter().try_for_each(|file| source.add(file))?;
         Ok(source)
+    }
+
+    /// The same with the tensors of `file`, whose names must be others.
+    ///
+    /// # Errors
+    /// As [`WeightSource::open`].
+    pub fn with(mut self, file: &Path) -> Result<Self, CheckpointError> {
+        self.add(file)?;
+        Ok(self)
+    }
+
+    fn add(&mut self, file: &Path) -> Result<(), CheckpointError> {
+        let part = Part::open(file)?;
+        self.format = part.format();
+        for (name, dtype, shape) in part.infos() {
+            let located = Located { part: self.parts.len(), dtype, shape };
+            if self.tensors.insert(name.clone(), located).is_some() {
+                return Err(CheckpointError::malformed(file, format!("{name} stands in another shard too")));
+            }
+        }
+        self.parts.push(part);
+        Ok(())
     }
 
     /// Every name stands where the index says, and nothing else does.

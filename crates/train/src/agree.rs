@@ -1,10 +1,12 @@
 //! What ranks must see alike before they go on together.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use collectives::{CommError, ProcessGroup};
 use tch::{Device, Tensor};
 
+use crate::error::TrainError;
 use crate::tensors::to_host;
 
 /// True on every rank where all ranks hold the numbers `own`, which are as many on each.
@@ -60,6 +62,20 @@ pub(crate) fn same_weights(
         hasher.update(format!("{name} {:?}", tensor.size()).as_bytes()).update(&to_host(tensor).bytes);
     }
     same_name(group, hasher.finalize().as_bytes())
+}
+
+/// All ranks stand at the same step of the phase whose checkpoints are in `dir`. On a shared disk that is slow to tell, one
+/// rank could find an older checkpoint; its gradients would then be of another model.
+///
+/// # Errors
+/// [`TrainError::NotShared`] where they do not; a lost peer.
+pub(crate) fn on_step(group: &dyn ProcessGroup, step: u64, dir: &Path) -> Result<(), TrainError> {
+    if same(group, &[step as i64])? {
+        return Ok(());
+    }
+    let rank = group.rank();
+    let detail = format!("rank {rank} finds step {step}, others find other steps: all ranks need one disk");
+    Err(TrainError::NotShared { path: dir.to_owned(), detail })
 }
 
 /// The bytes of every rank, in rank order; they may be of any number.

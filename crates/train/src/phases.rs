@@ -12,7 +12,7 @@ use launch::{StopFlag, WorkerPhase};
 use monitor::Phase;
 use tch::Tensor;
 
-use crate::agree::{same, same_weights};
+use crate::agree::{self, same_weights};
 use crate::build::Tools;
 use crate::checkpoints::{self, Checkpoints, HandedOver};
 use crate::config::Config;
@@ -50,7 +50,9 @@ impl Run<'_> {
         let furthest = self.session.furthest;
         let held = furthest.and_then(|furthest| furthest.step_of(plan.phase));
         let resumed = newer_on_disk(plan, held)?;
-        self.agree_on_step(plan, resumed.as_ref().map_or(0, |(_, state)| state.step))?;
+        let step = resumed.as_ref().map_or(0, |(_, state)| state.step);
+        // They have read it, too, before rank 0 tidies its folder.
+        agree::on_step(self.session.group.as_ref(), step, &plan.checkpoint_dir)?;
         let origin = self.origin(plan.phase, start);
         if let Some((loaded, _)) = &resumed {
             origin.check(loaded)?;
@@ -180,20 +182,6 @@ impl Run<'_> {
         let frozen =
             frozen.into_iter().map(|(what, digest)| (what.name().to_owned(), digest.to_owned())).collect();
         Origin { config: self.session.config_text.clone(), parent: start.map(HandedOver::name), frozen }
-    }
-
-    /// All ranks found the same checkpoint, and have read it before rank 0 tidies its folder. On a shared disk that is
-    /// slow to tell, one rank could find an older one; its gradients would then be of another model.
-    fn agree_on_step(&self, plan: &StagePlan, step: u64) -> Result<(), TrainError> {
-        let group = self.session.group.as_ref();
-        if same(group, &[step as i64])? {
-            return Ok(());
-        }
-        let detail = format!(
-            "rank {} finds step {step}, others find other steps: all ranks need one disk",
-            group.rank()
-        );
-        Err(TrainError::NotShared { path: plan.checkpoint_dir.clone(), detail })
     }
 
     /// All ranks begin with the same weights, to the bit. A rank that read an older checkpoint, or another start, would put

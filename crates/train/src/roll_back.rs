@@ -1,6 +1,6 @@
 //! Back to the newest checkpoint, and on with other samples, where too many steps in a row had to be left out.
 
-use crate::agree::same;
+use crate::agree;
 use crate::build;
 use crate::checkpoints;
 use crate::error::TrainError;
@@ -35,11 +35,7 @@ impl Trainer<'_> {
         }
         let found = checkpoints::latest(self.plan)?;
         let step = found.as_ref().map_or(0, |(_, then)| then.step);
-        if !same(self.session.group.as_ref(), &[step as i64])? {
-            let detail =
-                format!("this rank goes back to step {step}, others to other steps: all ranks need one disk");
-            return Err(TrainError::NotShared { path: self.plan.checkpoint_dir.clone(), detail });
-        }
+        agree::on_step(self.session.group.as_ref(), step, &self.plan.checkpoint_dir)?;
         let Some((loaded, then)) = found else { return Err(lost) };
         build::copy_weights(&self.stage.trainable(), &all_to_torch(&loaded.snapshot.model), &loaded.path)?;
         self.optimizer.restore(&loaded.snapshot.optimizer)?;

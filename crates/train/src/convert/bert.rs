@@ -4,47 +4,38 @@ use std::collections::BTreeMap;
 
 use super::import::{pretty, vocabularies};
 use super::parts::{Component, Parts, Source};
-use super::tensors::{Expected, Info, Infos, Planned, Problems, Recipe, expect_linear, expect_norm};
+use super::tensors::{Expected, Info, Planned, Problems, Recipe, expect_linear, expect_norm};
 
-/// A BERT without its pooler, old TensorFlow names of norms renewed. Its LM head stands beside the prefix `bert.`: it is taken
-/// out of the names that are left, `others`, of the whole file, `all`.
-pub(super) fn parts(source: &Source<'_>, all: &Infos, others: &mut Vec<String>) -> Parts {
+/// Before all names but those of the heads, where a file has heads.
+pub(super) const INSIDE: &str = "bert.";
+
+/// A BERT without its pooler and its sentence head, old TensorFlow names of norms renewed.
+pub(super) fn parts(source: &Source<'_>) -> Parts {
     let mut parts = Parts::default();
-    let mut found: Vec<(String, String, Info)> = source
-        .infos
-        .iter()
-        .map(|(name, info)| (name.clone(), format!("{}{name}", source.prefix), info.clone()))
-        .collect();
-    let heads = source.prefix.strip_suffix("bert.").map(|wrapper| format!("{wrapper}cls."));
-    others.retain(|full| {
-        let rest = heads.as_ref().and_then(|heads| full.strip_prefix(heads.as_str()));
-        let taken = rest.and_then(|rest| Some((format!("cls.{rest}"), full.clone(), all.get(full)?.clone())));
-        let stays = taken.is_none();
-        found.extend(taken);
-        stays
-    });
-    let names: BTreeMap<String, String> =
-        found.iter().map(|(name, full, _)| (name.clone(), full.clone())).collect();
+    let bare = |name: &str| name.strip_prefix(INSIDE).unwrap_or(name).to_owned();
+    let full = |name: &str| format!("{}{name}", source.prefix);
+    let names: BTreeMap<String, String> = source.infos.keys().map(|name| (bare(name), full(name))).collect();
     let mut planned = Vec::new();
-    for (name, full, info) in found {
+    for (name, info) in &source.infos {
+        let (name, full) = (bare(name), full(name));
         // The decoder is the word embeddings, its bias the head's.
         let tied = match name.as_str() {
-            "cls.predictions.decoder.weight" => Some("embeddings.word_embeddings.weight"),
-            "cls.predictions.decoder.bias" => Some("cls.predictions.bias"),
+            "cls.predictions.decoder.weight" => names.get("embeddings.word_embeddings.weight"),
+            "cls.predictions.decoder.bias" => names.get("cls.predictions.bias"),
             _ => None,
         };
-        let original = tied.and_then(|tied| names.get(tied).cloned());
         let is_unused = name.starts_with("pooler.") || name.starts_with("cls.seq_relationship.");
-        if is_unused || original.is_some() || name.ends_with("position_ids") {
-            parts.copies.extend(original.map(|original| (full.clone(), original)));
+        if is_unused || tied.is_some() || name.ends_with("position_ids") {
+            parts.copies.extend(tied.map(|original| (full.clone(), original.clone())));
             parts.left_out.push(full);
             continue;
         }
         let name =
             name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
-        planned.push(Planned { name, info, recipe: Recipe::Copy(full) });
+        planned.push(Planned { name, info: info.clone(), recipe: Recipe::Copy(full) });
     }
-    expect_bert(&planned, &source.prefix, &mut parts.problems);
+    let inside = if source.infos.keys().any(|name| name.starts_with(INSIDE)) { INSIDE } else { "" };
+    expect_bert(&planned, &full(inside), &mut parts.problems);
     let copied = vocabularies(source.path);
     let mut component = Component { planned, copied, ..Component::default() };
     if let Some(config) = &source.config {

@@ -13,13 +13,12 @@ use std::path::{Path, PathBuf};
 use checkpoint::{HostTensor, WeightSource, write_durably};
 use serde_json::{Value, json};
 
-use super::bert;
 use super::composition::Composition;
 use super::hf::EXTRAS;
 use super::parts::{self, Component, Source};
 use super::recognise::{Content, recognise};
 use super::tensors::{Tensors, below};
-use super::{say_left_out, unusable};
+use super::{bert, say_left_out, unusable};
 use crate::error::TrainError;
 use crate::sizes::read_json;
 
@@ -48,7 +47,7 @@ pub(super) fn import(
     sizes: Option<&Path>,
     say: &dyn Fn(&str),
 ) -> Result<(), TrainError> {
-    let mut weights = WeightSource::open(path)?;
+    let mut weights = open(path)?;
     let all = Tensors::infos(&weights);
     let Some((content, prefix)) = recognise(&all, weights.format()) else {
         let some: Vec<&str> = all.keys().take(5).map(String::as_str).collect();
@@ -62,15 +61,13 @@ pub(super) fn import(
         None if path.is_dir() && beside.is_file() => Some(read_json(&beside)?),
         None => None,
     };
-    let (infos, mut others) = below(&all, &prefix);
-    let beside = extras(path)?;
-    let extras = beside.as_ref().map(Tensors::infos).unwrap_or_default();
-    let source = Source { path, infos, prefix, extras, config };
+    let (infos, others) = below(&all, &prefix);
+    let source = Source { path, infos, prefix, config };
     let mut parts = match content {
         Content::Lavis => parts::lavis(&source)?,
         Content::HuggingFace => parts::hugging_face(&source)?,
         Content::Vision => parts::image_encoder(&source)?,
-        Content::Bert => bert::parts(&source, &all, &mut others),
+        Content::Bert => bert::parts(&source),
         Content::Language => parts::language_model(&source)?,
         Content::Gguf => parts::gguf(&source, &weights)?,
     };
@@ -99,10 +96,10 @@ pub(super) fn import(
     Ok(())
 }
 
-/// What an export of ours laid beside a Hugging Face folder, if this is one.
-fn extras(path: &Path) -> Result<Option<WeightSource>, TrainError> {
-    let beside = path.join(EXTRAS);
-    Ok(if beside.is_dir() { Some(WeightSource::open(&beside)?) } else { None })
+/// The weights, with what an export of ours laid beside where they are a Hugging Face folder of its making.
+fn open(path: &Path) -> Result<WeightSource, TrainError> {
+    let (weights, extras) = (WeightSource::open(path)?, path.join(EXTRAS).join("model.safetensors"));
+    Ok(if extras.is_file() { weights.with(&extras)? } else { weights })
 }
 
 fn describe(content: Content) -> &'static str {
@@ -132,10 +129,7 @@ fn write_component(
     };
     fs::create_dir_all(folder).map_err(io(folder))?;
     let mut composition = Composition::default();
-    composition.add(Box::new(WeightSource::open(source)?), component.planned, "");
-    if let (Some(beside), false) = (extras(source)?, component.extras.is_empty()) {
-        composition.add(Box::new(beside), component.extras, "");
-    }
+    composition.add(Box::new(open(source)?), component.planned, "");
     // one file: what a run reads
     composition.write(folder, u64::MAX, say)?;
     for (name, bytes) in component.files {

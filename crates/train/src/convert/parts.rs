@@ -21,8 +21,6 @@ pub(super) struct Component {
     pub files: BTreeMap<&'static str, Vec<u8>>,
     /// Copied under their own names.
     pub copied: Vec<PathBuf>,
-    /// Tensors of [`Source::extras`].
-    pub extras: Vec<Planned>,
 }
 
 /// A result before it is written: components by folder, `""` for DEST itself.
@@ -44,8 +42,6 @@ pub(super) struct Source<'a> {
     /// Names without the wrapper's prefix.
     pub infos: Infos,
     pub prefix: String,
-    /// What an export of ours laid beside, under our names.
-    pub extras: Infos,
     /// Hugging Face's `config.json`, where there is one.
     pub config: Option<Value>,
 }
@@ -90,22 +86,13 @@ pub(super) fn hugging_face(source: &Source<'_>) -> Result<Parts, TrainError> {
         let recipe = Recipe::Copy(format!("{}{name}", source.prefix));
         Planned { name, info, recipe }
     });
-    let extras = source.extras.iter().map(|(name, info)| Planned {
-        name: name.clone(),
-        info: info.clone(),
-        recipe: Recipe::Copy(name.clone()),
-    });
-    let planned: Vec<Planned> = planned.chain(extras).collect();
-    let is_stage1 = bridge::stage(&planned) == StageKind::One;
+    let planned: Vec<Planned> = planned.collect();
     let called = |name: &str| name.to_owned();
-    let is_whole = !source.extras.is_empty();
-    whole(source, planned, &frozen, ("vision_model.", is_whole), &called, &mut parts)?;
-    if let Some(component) = parts.components.get_mut("bridge") {
-        let all = std::mem::take(&mut component.planned);
-        (component.extras, component.planned) =
-            all.into_iter().partition(|planned| source.extras.contains_key(&planned.name));
-    }
-    if is_stage1 && !is_whole {
+    // Where there is one of them there must be all.
+    let has_extras = planned.iter().any(|planned| bridge::is_extra(&planned.name));
+    let is_bare = bridge::stage(&planned) == StageKind::One && !has_extras;
+    whole(source, planned, &frozen, ("vision_model.", has_extras), &called, &mut parts)?;
+    if is_bare {
         parts.notes.push(
             "a Hugging Face file has neither the temperature nor the LM head of stage 1: a stage 1 that starts from it has fresh ones"
                 .to_owned(),
@@ -153,7 +140,6 @@ fn whole(
             StageKind::Two => Vec::new(),
         },
         planned: trained,
-        extras: Vec::new(),
     };
     parts.components.insert("bridge", component);
     if let Some(architecture) = whole_vision(source, frozen, encoder, section("vision_config"), parts)? {

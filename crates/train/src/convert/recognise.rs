@@ -3,7 +3,7 @@
 use checkpoint::WeightFormat;
 
 use super::tensors::{Infos, below};
-use super::{language, vision};
+use super::{bert, language, vision};
 
 /// What a file or folder holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +48,8 @@ fn one(infos: &Infos) -> Option<(Content, &'static str)> {
     if let Some(prefix) = encoder {
         return Some((Content::Vision, prefix));
     }
-    for prefix in ["", "bert."] {
-        if has(&format!("{prefix}embeddings.word_embeddings.weight")) {
-            return Some((Content::Bert, prefix));
-        }
+    if ["", bert::INSIDE].iter().any(|inside| has(&format!("{inside}embeddings.word_embeddings.weight"))) {
+        return Some((Content::Bert, ""));
     }
     language::is_language(infos).then_some((Content::Language, ""))
 }

@@ -1,5 +1,4 @@
 //! Which nodes a launch spans, by the words of each engine that may have started the launcher.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::HashMap;
 

@@ -1,45 +1,16 @@
 //! Launchers before their nodes have met: with which code they end, and how soon.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::{probe, rdzv, said, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-fn probe() -> PathBuf {
-    // Test programs lie in target/PROFILE/deps/, examples in target/PROFILE/examples/.
-    let test = std::env::current_exe().unwrap();
-    let probe = test.ancestors().nth(2).unwrap().join("examples/probe");
-    assert!(probe.exists(), "{} is missing; run `cargo build -p launch --examples`", probe.display());
-    probe
-}
-
-/// A place that is free now.
-fn rdzv() -> String {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    format!("127.0.0.1:{port}")
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// A launcher of two nodes in a folder.
 fn node(dir: &Path, rdzv: &str, how: &[&str]) -> Child {

@@ -1,27 +1,17 @@
 //! Workers that hang, and nodes that go: who is named, how soon, and what becomes of the rest.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::{is_running, probe, rdzv, said, wait_for};
 use launch::{Exit, FAILURE, Failure, LaunchSpec, Nodes, Patience, WorkerPhase, launch};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
-
-fn probe() -> PathBuf {
-    // Test programs lie in target/PROFILE/deps/, examples in target/PROFILE/examples/.
-    let test = std::env::current_exe().unwrap();
-    let probe = test.ancestors().nth(2).unwrap().join("examples/probe");
-    assert!(probe.exists(), "{} is missing; run `cargo build -p launch --examples`", probe.display());
-    probe
-}
 
 /// Three ranks that take steps together; one of them suffers in one of them, in each generation as a line says.
 fn suffer(dir: &Path, rank: usize, fault: &str, max_restarts: u32) -> (Exit, Vec<String>, Option<Failure>) {
@@ -111,12 +101,6 @@ fn a_crash_is_told_with_rank_phase_step_and_last_words() {
     }
 }
 
-/// A place that is free now.
-fn rdzv() -> String {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    format!("127.0.0.1:{port}")
-}
-
 /// Launchers of two nodes on loopback.
 struct TwoNodes {
     dir: tempfile::TempDir,
@@ -182,26 +166,6 @@ impl Drop for TwoNodes {
             let _ = node.kill().and_then(|()| node.wait());
         }
     }
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn is_running(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Addresses, as `/proc/net/tcp` writes them, on which a process listens.

@@ -1,5 +1,4 @@
 //! Who a process is, by the words of each launcher that may have started it.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::HashMap;
 

@@ -1,17 +1,18 @@
 //! Real processes: what workers see, what becomes of them when one of them, or the launcher, ends.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::cell::RefCell;
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::{is_running, probe, within};
 use launch::{Exit, FAILURE, Failure, LaunchError, LaunchSpec, Nodes, Patience, launch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 /// A launch of `sh -c script` in `dir`.
@@ -37,25 +38,8 @@ fn failure(dir: &Path) -> Failure {
     serde_json::from_slice(&fs::read(dir.join(FAILURE)).unwrap()).unwrap()
 }
 
-fn wait_for<T>(what: &str, at_most: Duration, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < at_most, "{what} did not happen in {at_most:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 fn read_pid(path: &Path) -> Option<i32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// A zombie that nobody collects counts as gone.
-fn is_running(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 #[test]
@@ -149,7 +133,7 @@ fn kill_9_of_one_worker_ends_the_others_and_names_it() {
         || (0..3).map(|rank| read_pid(&dir.path().join(format!("pid-{rank}")))).collect::<Option<Vec<_>>>();
     let (exit, lines, pids, took) = thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let pids = wait_for("the start of all workers", Duration::from_secs(20), pids);
+            let pids = within(Duration::from_secs(20), "the start of all workers", pids);
             kill(Pid::from_raw(pids[1]), Signal::SIGKILL).unwrap();
             (pids, Instant::now())
         });
@@ -226,7 +210,7 @@ fn what_a_worker_leaves_behind_ends_with_it() {
     let (exit, _) = run(&shell(dir.path(), 1, "sleep 60 & echo $! > $1/child"));
     assert_eq!(exit, Exit::Done);
     let pid = read_pid(&dir.path().join("child")).unwrap();
-    wait_for("the end of the grandchild", Duration::from_secs(2), || (!is_running(pid)).then_some(()));
+    within(Duration::from_secs(2), "the end of the grandchild", || (!is_running(pid)).then_some(()));
 }
 
 #[test]
@@ -238,14 +222,6 @@ fn a_program_that_is_not_there_is_named() {
     assert!(error.to_string().contains("/nowhere/blip2-worker"), "{error}");
 }
 
-fn probe() -> PathBuf {
-    // Test programs lie in target/PROFILE/deps/, examples in target/PROFILE/examples/.
-    let test = std::env::current_exe().unwrap();
-    let probe = test.ancestors().nth(2).unwrap().join("examples/probe");
-    assert!(probe.exists(), "{} is missing; run `cargo build -p launch --examples`", probe.display());
-    probe
-}
-
 /// A launcher in a process of its own.
 fn start_probe(dir: &Path) -> Child {
     let mut command = Command::new(probe());
@@ -253,7 +229,7 @@ fn start_probe(dir: &Path) -> Child {
 }
 
 fn probe_pids(dir: &Path) -> Vec<i32> {
-    wait_for("the start of both workers", Duration::from_secs(20), || {
+    within(Duration::from_secs(20), "the start of both workers", || {
         (0..2).map(|rank| read_pid(&dir.join(format!("pid-{rank}")))).collect()
     })
 }
@@ -285,7 +261,7 @@ fn workers_do_not_outlive_a_killed_launcher() {
         probe.kill().unwrap();
         probe.wait().unwrap();
         for pid in pids {
-            wait_for("the end of a worker", Duration::from_secs(2), || (!is_running(pid)).then_some(()));
+            within(Duration::from_secs(2), "the end of a worker", || (!is_running(pid)).then_some(()));
         }
     }
 }
@@ -299,13 +275,11 @@ fn a_second_interrupt_ends_launcher_and_workers_at_once() {
     // A stopped worker cannot heed the first one.
     kill(Pid::from_raw(pids[1]), Signal::SIGSTOP).unwrap();
     kill(launcher, Signal::SIGINT).unwrap();
-    wait_for("the end of the worker that can", Duration::from_secs(3), || {
-        (!is_running(pids[0])).then_some(())
-    });
+    within(Duration::from_secs(3), "the end of the worker that can", || (!is_running(pids[0])).then_some(()));
     assert!(probe.try_wait().unwrap().is_none(), "the launcher waits for the other worker");
     kill(launcher, Signal::SIGINT).unwrap();
-    wait_for("the end of the launcher", Duration::from_secs(1), || probe.try_wait().unwrap());
-    wait_for("the end of the worker", Duration::from_secs(2), || (!is_running(pids[1])).then_some(()));
+    within(Duration::from_secs(1), "the end of the launcher", || probe.try_wait().unwrap());
+    within(Duration::from_secs(2), "the end of the worker", || (!is_running(pids[1])).then_some(()));
 }
 
 #[test]
@@ -326,7 +300,7 @@ fn a_terminal_that_takes_nothing_holds_nobody_up() {
     command.arg("launch").arg(dir.path()).args(["2", "talk"]);
     // Nobody reads these pipes.
     let mut launcher = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let code = wait_for("the end of the run", Duration::from_secs(30), || launcher.try_wait().unwrap());
+    let code = within(Duration::from_secs(30), "the end of the run", || launcher.try_wait().unwrap());
     assert_eq!(code.code(), Some(0));
     assert!((0..2).all(|rank| dir.path().join(format!("done-{rank}")).exists()));
     // Rank 1 writes into its log itself; rank 0's two pipes are copied, in pieces of lines.
