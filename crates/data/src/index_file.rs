@@ -133,6 +133,11 @@ fn world_readable() -> std::fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 
+/// The name in a cache folder of what `identity` names.
+pub(crate) fn cache_name(identity: &[u8], suffix: &str) -> String {
+    hex(&Sha256::digest(identity)[..16]) + suffix
+}
+
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

@@ -9,10 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use sha2::{Digest, Sha256};
-
 use crate::error::DataError;
-use crate::index_file::{SUFFIX, ShardIndex, Stamp, hex, path_beside};
+use crate::index_file::{SUFFIX, ShardIndex, Stamp, cache_name, path_beside};
 use crate::scan::scan;
 
 /// A shard that was written on so shortly before its scan may be written on again at what a file system takes for the
@@ -72,7 +70,7 @@ fn is_settled(stamp: &Stamp) -> bool {
 /// Where the cache folder keeps the scan of the shard at `path`.
 fn path_in(cache: &Path, path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
-    Ok(cache.join(hex(&Sha256::digest(path.as_os_str().as_encoded_bytes())[..16]) + SUFFIX))
+    Ok(cache.join(cache_name(path.as_os_str().as_encoded_bytes(), SUFFIX)))
 }
 
 #[cfg(test)]

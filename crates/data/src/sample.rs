@@ -200,28 +200,37 @@ pub fn parse_text(bytes: Vec<u8>) -> Result<String, SkipReason> {
     Ok(text)
 }
 
-/// `caption` and `tags` of a `.json`; no captions when the key is absent or null. A file that is a list of texts is
+/// What a `.json` says beside the caption. Of another kind it is nothing: that is no reason to lose a caption.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Lenient<T> {
+    Is(T),
+    Other(serde::de::IgnoredAny),
+}
+
+impl<T> Lenient<T> {
+    fn known(self) -> Option<T> {
+        match self {
+            Self::Is(value) => Some(value),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+/// `caption`, `tags` and `image_id` of a `.json`; no captions when the key is absent or null. A file that is a list of texts is
 /// the captions (LAVIS's reader of LAION takes such).
 pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
     #[derive(serde::Deserialize)]
     struct Fields {
         caption: Option<OneOrMany>,
-        tags: Option<Tags>,
-        image_id: Option<Id>,
+        tags: Option<Lenient<OneOrMany>>,
+        image_id: Option<Lenient<Id>>,
     }
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
     enum Id {
         Number(i64),
         Text(String),
-        Other(serde::de::IgnoredAny),
-    }
-    /// Tags of another kind are none: they are no reason to lose a caption.
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Tags {
-        Texts(OneOrMany),
-        Other(serde::de::IgnoredAny),
     }
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
@@ -241,16 +250,12 @@ pub fn parse_json(bytes: &[u8]) -> Result<Captions, SkipReason> {
         return Ok(Captions { captions, ..Captions::default() });
     }
     let fields: Fields = serde_json::from_slice(bytes).map_err(invalid)?;
-    let tags = match fields.tags {
-        Some(Tags::Texts(tags)) => Some(tags),
-        Some(Tags::Other(_)) | None => None,
-    };
-    let image_id = match fields.image_id {
-        Some(Id::Number(number)) => Some(number.to_string()),
-        Some(Id::Text(text)) => Some(text),
-        Some(Id::Other(_)) | None => None,
-    };
-    Ok(Captions { captions: list(fields.caption), tags: list(tags), image_id })
+    let image_id = fields.image_id.and_then(Lenient::known).map(|id| match id {
+        Id::Number(number) => number.to_string(),
+        Id::Text(text) => text,
+    });
+    let tags = list(fields.tags.and_then(Lenient::known));
+    Ok(Captions { captions: list(fields.caption), tags, image_id })
 }
 
 #[cfg(test)]

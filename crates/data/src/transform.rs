@@ -10,7 +10,7 @@ mod normalize;
 use std::cell::RefCell;
 
 pub use config::{CropConfig, Fit, TransformConfig};
-use normalize::{Normalize, place};
+use normalize::{Normalize, channels, place};
 
 use crate::augment::{self, ColorJitter};
 use crate::decode::{DecodeOptions, Decoded, decode_into};
@@ -121,7 +121,6 @@ impl Transform {
                 let kernel = Kernel::best();
                 let mut finished =
                     |row, bytes: &[u8]| self.normalize.row(kernel, bytes, [row, side], flip, values);
-                let rgb = &mut *rgb;
                 return resize::bicubic_rows(
                     &decoded.rgb,
                     decoded.width,
@@ -174,7 +173,7 @@ impl Transform {
         let mut blur_rng = rng(Stream::Blur);
         let blurred = blur_rng.chance(config.blur.probability);
         if !(jitter || grey || blurred) {
-            return self.normalize_to(rgb, false, out);
+            return self.normalize_to(rgb, out);
         }
         let mut values: Vec<f32> = rgb.iter().map(|&value| f32::from(value) / 255.0).collect();
         if jitter {
@@ -187,10 +186,8 @@ impl Transform {
             let sigma = blur_rng.uniform_in(config.blur.sigma[0], config.blur.sigma[1]);
             augment::blur(&mut values, config.image_size, sigma);
         }
-        let (red, rest) = out.split_at_mut(values.len() / 3);
-        let (green, blue) = rest.split_at_mut(values.len() / 3);
         let value = |channel: usize, value: f32| (value - config.mean[channel]) / config.std[channel];
-        place(values.chunks_exact(3), value, [red, green, blue]);
+        place(values.chunks_exact(3), value, channels(out));
     }
 
     /// `crop` of the picture, squashed to `[S, S, 3]`.
@@ -202,12 +199,12 @@ impl Transform {
     /// `[S, S, 3]` bytes to `[3, S, S]` values `(x / 255 - mean) / std`, in f32 as torch computes them.
     pub fn normalize(&self, rgb: &[u8]) -> Pixels {
         let mut pixels = self.blank();
-        self.normalize_to(rgb, false, &mut pixels.values);
+        self.normalize_to(rgb, &mut pixels.values);
         pixels
     }
 
-    fn normalize_to(&self, rgb: &[u8], mirrored: bool, values: &mut [f32]) {
-        self.normalize.planes(Kernel::best(), rgb, self.config.image_size, mirrored, values);
+    fn normalize_to(&self, rgb: &[u8], values: &mut [f32]) {
+        self.normalize.planes(Kernel::best(), rgb, self.config.image_size, false, values);
     }
 
     fn blank(&self) -> Pixels {

@@ -20,8 +20,8 @@ pub type Tokens = Vec<String>;
 const TWO_WORDS: [(&str, usize); 6] =
     [("cannot", 3), ("gonna", 3), ("gotta", 3), ("wanna", 3), ("gimme", 3), ("lemme", 3)];
 
-/// Words that begin with an apostrophe; all others lose it as a quotation mark.
-const WITH_APOSTROPHE: [&str; 5] = ["s", "n", "em", "til", "cause"];
+/// Words that begin with an apostrophe where no word stands before; others lose it as a quotation mark.
+const BEGIN_WITH_APOSTROPHE: [&str; 2] = ["til", "cause"];
 
 /// What is cut off a word, apostrophe included.
 const CLITICS: [&str; 7] = ["s", "m", "d", "ll", "re", "ve", "n"];
@@ -180,7 +180,7 @@ impl Scanner<'_> {
         let behind = &self.text[self.at + 1..];
         let (letters, digits) = (shapes::run(behind, shapes::is_letter), shapes::digits(behind));
         let length = if digits > 0 { shapes::run(behind, is_word) } else { letters };
-        let rest = behind[..length].iter().collect::<String>().to_lowercase();
+        let rest = lower(&behind[..length]);
         let after = self.at + 1 + length;
         let decade = rest.strip_suffix('s').unwrap_or(&rest);
         let is_decade = decade.len() == 2 && decade.bytes().all(|b| b.is_ascii_digit());
@@ -189,7 +189,7 @@ impl Scanner<'_> {
             self.push(&rest[1..]);
         } else if CLITICS.contains(&rest.as_str())
             || rest == "em"
-            || (!self.is_inside_word() && (is_decade || WITH_APOSTROPHE.contains(&rest.as_str())))
+            || (!self.is_inside_word() && (is_decade || BEGIN_WITH_APOSTROPHE.contains(&rest.as_str())))
         {
             // 'n' keeps both of its apostrophes, and 'n stands before a blank
             let behind = self.text.get(after).copied();
@@ -211,17 +211,17 @@ impl Scanner<'_> {
     fn word(&mut self) {
         let length = shapes::longest(&self.text[self.at..]).max(1);
         let (word, after) = self.text[self.at..].split_at(length);
-        let lower = word.iter().collect::<String>().to_lowercase();
-        if after.first().copied().is_some_and(is_apostrophe) && self.cut_not(&lower, length) {
+        let small = lower(word);
+        if after.first().copied().is_some_and(is_apostrophe) && self.cut_not(&small, length) {
             return;
         }
-        if lower == "y" && shapes::behind_apostrophe(after).is_some_and(|letters| letters > 0) {
+        if small == "y" && shapes::behind_apostrophe(after).is_some_and(|letters| letters > 0) {
             return self.take(length + 1);
         }
         if after.first() == Some(&'.') && stops::belongs_to(&word.iter().collect::<String>(), &after[1..]) {
             return self.take(length + 1);
         }
-        let Some(&(_, at)) = TWO_WORDS.iter().find(|(word, _)| *word == lower) else {
+        let Some(&(_, at)) = TWO_WORDS.iter().find(|(word, _)| *word == small) else {
             return self.take(length);
         };
         self.take(at);
@@ -242,6 +242,11 @@ impl Scanner<'_> {
         self.at += 3;
         true
     }
+}
+
+/// In small letters.
+fn lower(text: &[char]) -> String {
+    text.iter().collect::<String>().to_lowercase()
 }
 
 /// Marks inside a number.
@@ -275,7 +280,7 @@ fn is_dropped(character: char) -> bool {
         || is_roman(character)
         || is_separator(character)
         || is_apostrophe(character)
-        || matches!(character, '\u{feff}' | ';' | '-' | '`' | '"' | '…' | '“' | '”' | '«' | '»' | '‹' | '›')
+        || matches!(character, '\u{feff}' | ';' | '`' | '"' | '…' | '“' | '”' | '«' | '»' | '‹' | '›')
         || ('\u{2010}'..='\u{2015}').contains(&character)
         || ('\u{200b}'..='\u{200f}').contains(&character)
         || ('\u{fe00}'..='\u{fe0f}').contains(&character)

@@ -11,10 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use sha2::{Digest, Sha256};
-
 use crate::error::DataError;
-use crate::index_file::hex;
+use crate::index_file::cache_name;
 use crate::location::Url;
 
 /// Which version of an object a file holds.
@@ -51,7 +49,7 @@ impl Cache {
 
     fn path(&self, parts: &[&str], suffix: &str) -> PathBuf {
         // Parts cannot run into each other: no URL and no header holds a zero byte.
-        self.dir.join(hex(&Sha256::digest(parts.join("\0").as_bytes())[..16]) + suffix)
+        self.dir.join(cache_name(parts.join("\0").as_bytes(), suffix))
     }
 
     pub(super) fn shard_path(&self, url: &Url, version: &str) -> PathBuf {
@@ -105,20 +103,21 @@ impl Cache {
         let _lock = self.hold(self.dir.join("room.lock")).map_err(|error| error.to_string())?;
         let mut files = self.files().map_err(|error| format!("{}: {error}", self.dir.display()))?;
         let mut used: u64 = files.values().map(Metadata::len).sum();
+        let goes_with_its_object =
+            |path: &Path| has_extension(path, "index") && files.contains_key(&path.with_extension("tar"));
         let mut droppable: Vec<(SystemTime, PathBuf)> = files
             .iter()
-            .filter(|(path, _)| {
-                has_extension(path, "tar") || (has_extension(path, "part") && is_abandoned(path))
-            })
-            .chain(files.iter().filter(|(path, _)| {
-                has_extension(path, "index") && !files.contains_key(&path.with_extension("tar"))
-            }))
+            .filter(|(path, _)| !goes_with_its_object(path))
             .map(|(path, metadata)| (metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), path.clone()))
             .collect();
         droppable.sort();
         for (_, path) in droppable {
             if used.saturating_add(needed) <= self.max_bytes {
                 break;
+            }
+            // Asked of what would go alone: it takes the file's lock.
+            if has_extension(&path, "part") && !is_abandoned(&path) {
+                continue;
             }
             // With an object goes its scan, with a download the note of its version. Somebody may read the object: its
             // bytes go when the last reader closes it.

@@ -64,7 +64,6 @@ pub(super) struct Headers<'a> {
 /// What headers of their own said of the member behind them.
 #[derive(Default)]
 struct Said {
-    any: bool,
     name: Option<Vec<u8>>,
     records: bool,
     size: Option<u64>,
@@ -86,7 +85,9 @@ impl<'a> Headers<'a> {
                 return Err(CORRUPT);
             }
             let Some(header) = self.header()? else {
-                return Err(if said.any { CORRUPT } else { Stop::End });
+                // What was said was of a member that is not there.
+                let said_any = said.name.is_some() || said.records;
+                return Err(if said_any { CORRUPT } else { Stop::End });
             };
             let size = header.entry_size().map_err(|_| CORRUPT)?;
             match header.entry_type().as_byte() {
@@ -202,7 +203,6 @@ impl Said {
     /// What stands first counts: it speaks of all that is behind it.
     fn long_name(&mut self, mut body: Vec<u8>) -> Result<(), Stop> {
         body.truncate(body.iter().position(|&byte| byte == 0).unwrap_or(body.len()));
-        self.any = true;
         self.name.get_or_insert(body);
         Ok(())
     }
@@ -213,7 +213,7 @@ impl Said {
             return Err(CORRUPT);
         }
         let found = records(&body).ok_or(CORRUPT)?;
-        (self.any, self.records) = (true, true);
+        self.records = true;
         (self.size, self.sparse) = (found.size, found.sparse);
         if let Some(path) = found.path {
             self.name.get_or_insert_with(|| path.to_vec());

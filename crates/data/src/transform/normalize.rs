@@ -104,11 +104,7 @@ impl Normalize {
         mirrored: bool,
         out: &mut [f32],
     ) {
-        let plane = out.len() / 3;
-        let (red, rest) = out.split_at_mut(plane);
-        let (green, blue) = rest.split_at_mut(plane);
-        let places = row * side..(row + 1) * side;
-        let mut out = [&mut red[places.clone()], &mut green[places.clone()], &mut blue[places]];
+        let mut out = channels(out).map(|plane| &mut plane[row * side..(row + 1) * side]);
         if !self.wide_row(kernel, rgb, side, mirrored, &mut out) {
             let pixels = rgb[..side * 3].chunks_exact(3);
             let value = |channel: usize, byte: u8| self.lookup[channel][usize::from(byte)];
@@ -149,6 +145,15 @@ impl Normalize {
     fn wide_row(&self, _: Kernel, _: &[u8], _: usize, _: bool, _: &mut [&mut [f32]; 3]) -> bool {
         false
     }
+}
+
+/// The three planes of `[3, ..]`.
+#[inline]
+pub(super) fn channels(values: &mut [f32]) -> [&mut [f32]; 3] {
+    let plane = values.len() / 3;
+    let (red, rest) = values.split_at_mut(plane);
+    let (green, blue) = rest.split_at_mut(plane);
+    [red, green, blue]
 }
 
 /// Sets the values of `pixels` in three planes.

@@ -2,7 +2,7 @@
 //! that is followed here, so that `1.5-2.5` is `1.5-2` and `.5`, and `5:30pm` is `5:30` and `pm`.
 
 pub(super) use super::phone::phone;
-use super::{CLITICS, is_apostrophe, is_separator, is_word};
+use super::{CLITICS, is_apostrophe, is_separator, is_word, lower};
 
 /// Endings of file names. They matter where a part begins with a digit (`1.txt`, `v1.0.x`); others need none (`dog.cat`).
 const FILE_TYPES: &str = "bat bmp c cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov pdf php pl png ppt ps \
@@ -68,7 +68,7 @@ fn is_alphanumeric(character: char) -> bool {
 pub(super) fn behind_apostrophe(text: &[char]) -> Option<usize> {
     let (first, rest) = text.split_first()?;
     let length = run(rest, is_alphanumeric);
-    let behind = rest[..length].iter().collect::<String>().to_lowercase();
+    let behind = lower(&rest[..length]);
     (is_apostrophe(*first) && !CLITICS.contains(&behind.as_str())).then_some(length)
 }
 
@@ -81,8 +81,13 @@ fn hyphenated(text: &[char]) -> usize {
             _ => run(text, is_alphanumeric),
         }
     };
+    chain(text, part, |c| matches!(c, '-' | '_'))
+}
+
+/// Parts with one divider between each two.
+fn chain(text: &[char], part: impl Fn(&[char]) -> usize, divides: impl Fn(char) -> bool) -> usize {
     let mut end = part(text);
-    while end > 0 && matches!(text.get(end), Some('-' | '_')) {
+    while end > 0 && text.get(end).copied().is_some_and(&divides) {
         match part(&text[end + 1..]) {
             0 => break,
             more => end += 1 + more,
@@ -176,14 +181,7 @@ fn dotted(text: &[char]) -> usize {
         Some(first) if is_letter(*first) => run(text, is_alphanumeric),
         _ => 0,
     };
-    let mut end = part(text);
-    while end > 0 && matches!(text.get(end), Some('.' | '!' | '?')) {
-        match part(&text[end + 1..]) {
-            0 => break,
-            more => end += 1 + more,
-        }
-    }
-    end
+    chain(text, part, |c| matches!(c, '.' | '!' | '?'))
 }
 
 /// `1.txt`, before a blank or the end of a sentence.
@@ -191,7 +189,7 @@ fn file_name(text: &[char]) -> usize {
     let length = run(text, |c| is_alphanumeric(c) || c == '.');
     let end = length - usize::from(text[..length].ends_with(&['.']));
     let behind = text.get(end).copied().unwrap_or(' ');
-    let name = text[..end].iter().collect::<String>().to_lowercase();
+    let name = lower(&text[..end]);
     let is_name = name.rsplit_once('.').is_some_and(|(name, kind)| {
         name.split('.').all(|part| !part.is_empty())
             && FILE_TYPES.split_ascii_whitespace().any(|known| known == kind)
@@ -273,9 +271,7 @@ fn known(text: &[char]) -> usize {
     let letters = run(text, is_letter);
     let Some(rest) = text.get(letters + 1..).filter(|_| is_apostrophe(text[letters])) else { return 0 };
     let whole = letters + 1 + run(rest, is_alphanumeric);
-    let is_one_of = |words: &[&str], end: usize| {
-        words.contains(&text[..end].iter().collect::<String>().to_lowercase().as_str())
-    };
+    let is_one_of = |words: &[&str], end: usize| words.contains(&lower(&text[..end]).as_str());
     if is_one_of(&WITH_APOSTROPHE, whole) {
         return whole;
     }

@@ -1,7 +1,7 @@
 //! Full stops that belong to their word.
 
 use super::shapes::run;
-use super::{is_apostrophe, is_separator};
+use super::{is_apostrophe, is_separator, lower};
 
 /// Abbreviations, in any case.
 const ABBREVIATIONS: &str = "adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bancorp bhd bldg blvd \
@@ -69,6 +69,6 @@ fn begins_sentence(after: &[char]) -> bool {
     let is_capital = word.first().is_some_and(|first| first.is_uppercase())
         && (word.iter().all(|c| !c.is_lowercase()) || word[1..].iter().all(|c| !c.is_uppercase()));
     let is_whole = after.get(blanks + length).is_some_and(|c| c.is_whitespace());
-    let lower = word.iter().collect::<String>().to_lowercase();
-    is_capital && is_whole && STARTERS.split_ascii_whitespace().any(|starter| starter == lower)
+    let small = lower(word);
+    is_capital && is_whole && STARTERS.split_ascii_whitespace().any(|starter| starter == small)
 }
