@@ -11,7 +11,7 @@ pub struct Cursor {
 }
 
 /// What one rank uses in one forward. `B` samples; every list has `B` items, in stream order.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, PartialEq, Default)]
 pub struct Batch {
     /// `[B, 3, S, S]`, normalised; `None` when the caller has cached features.
     pub pixels: Option<Room>,

@@ -54,6 +54,14 @@ pub enum DataError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// There is no memory for a batch. Caller: ask for less, or for a machine with more.
+    #[error("no memory for a batch of {bytes} bytes; lower the batch size or `data.workers`")]
+    Memory {
+        /// What its pixels need.
+        bytes: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The shards hold not one usable sample. Caller: give up, the data set is wrong.
     #[error("no usable sample in {shards} shard(s) of {patterns:?}; problems: {problems}")]
     Empty {

@@ -10,7 +10,6 @@ use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -260,14 +259,6 @@ fn fingerprint(key: &str) -> u128 {
         u128::from(hasher.finish())
     };
     half(0) << 64 | half(1)
-}
-
-/// Reads `span` of an open shard.
-pub(crate) fn read_span(file: &File, span: Span) -> io::Result<Vec<u8>> {
-    // The index checked that the span lies inside the file, and the caller has a limit for it.
-    let mut bytes = vec![0; span.size as usize];
-    file.read_exact_at(&mut bytes, span.offset)?;
-    Ok(bytes)
 }
 
 /// What [`write_index_files`] did.

@@ -5,6 +5,7 @@
 //! its set: which one that is depends on the sample alone, so it is the same at any world size, and every rank keeps its
 //! batch size.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::iter::once;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::order::{Order, SampleRef, rank_slice};
 use crate::ordered::Ordered;
 use crate::prefetch::Prefetch;
 use crate::room::Rooms;
-use crate::sample::Failed;
+use crate::sample::{self, Failed};
 use crate::stand_in::{KnownBad, stand_ins};
 use crate::transform::Transform;
 
@@ -182,10 +183,14 @@ impl LoaderSpec {
         }
         let ours = rank_slice(self.global_batch, self.rank, self.world_size);
         let image_size = self.transform.as_ref().map_or(0, |transform| transform.config().image_size);
+        let values = ours.len() * 3 * image_size * image_size;
+        let room = self.transform.as_ref().map(|_| rooms.take(values));
         let mut batch = Batch {
             cursor: Cursor { position: end },
             image_size,
-            pixels: self.transform.as_ref().map(|_| rooms.take(ours.len() * 3 * image_size * image_size)),
+            pixels: room
+                .transpose()
+                .map_err(|source| DataError::Memory { bytes: values * size_of::<f32>(), source })?,
             ..Batch::default()
         };
         for place in self.order.slice(first + ours.start as u64, ours.len()) {
@@ -254,17 +259,25 @@ impl LoaderSpec {
     fn example(
         &self,
         file: &File,
-        sample: usize,
+        number: usize,
         epoch: u64,
         pixels: Option<&mut [f32]>,
     ) -> Result<Shown, Failed> {
-        let mut captions = self.index.read_captions_in(file, sample)?;
-        captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));
-        let text = blip_caption(&self.text.draw(&captions, self.seed, sample as u64, epoch), self.max_words);
-        if let (Some(transform), Some(pixels)) = (&self.transform, pixels) {
-            let image = self.index.read_image_in(file, sample)?;
-            transform.train_file(&image, self.seed, sample as u64, epoch, pixels)?;
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = RefCell::default();
         }
-        Ok(Shown { text, image_id: captions.image_id })
+        let wanted = self.transform.as_ref().zip(pixels);
+        BUFFER.with_borrow_mut(|buffer| {
+            let members = self.index.members(file, number, [wanted.is_some(), true], buffer);
+            let members = members.map_err(Failed::Disk)?;
+            let mut captions = sample::captions(members)?;
+            captions.captions.truncate(self.first_captions.unwrap_or(usize::MAX));
+            let text = self.text.draw(&captions, self.seed, number as u64, epoch);
+            let text = blip_caption(&text, self.max_words);
+            if let Some((transform, pixels)) = wanted {
+                transform.train_file(sample::image(members)?, self.seed, number as u64, epoch, pixels)?;
+            }
+            Ok(Shown { text, image_id: captions.image_id })
+        })
     }
 }

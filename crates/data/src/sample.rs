@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::error::{SampleError, SkipReason};
-use crate::index::{Index, SampleEntry, Span, read_span};
+use crate::index::{Index, Span};
 
 /// A caption file above this size is no caption.
 pub const MAX_CAPTION_BYTES: u64 = 1 << 20;
@@ -57,33 +57,38 @@ pub(crate) enum Failed {
     Disk(io::Error),
 }
 
-impl Failed {
-    fn reason(&self) -> SkipReason {
-        match self {
-            Self::Bad(reason) => *reason,
-            Self::Disk(_) => SkipReason::Unreadable,
-        }
-    }
-}
-
 impl From<SkipReason> for Failed {
     fn from(reason: SkipReason) -> Self {
         Self::Bad(reason)
     }
 }
 
+/// Members of one sample: image, text, json. `None`: there is none, or it was not asked for.
+pub(crate) type Members<'a> = [Option<Result<&'a [u8], SkipReason>>; 3];
+/// Sizes above which a member is not read, and what is said then.
+const LIMITS: [(u64, SkipReason); 3] = [
+    (MAX_IMAGE_BYTES, SkipReason::ImageTooLarge),
+    (MAX_CAPTION_BYTES, SkipReason::CaptionTooLarge),
+    (MAX_CAPTION_BYTES, SkipReason::CaptionTooLarge),
+];
+
 impl Index {
-    /// Image and captions of sample `number`. The caption is read first: it is cheap, and decides as often.
+    /// Image and captions of sample `number`. The caption is judged first: it decides as often.
     pub fn read(&self, number: usize) -> Result<Sample, SampleError> {
-        let captions = self.read_captions(number)?;
-        let image = self.read_image(number)?;
+        let mut buffer = Vec::new();
+        let members = self.members_of(number, true, true, &mut buffer)?;
+        let captions = captions(members).map_err(|reason| self.sample_error(number, reason))?;
+        let image = image(members).map_err(|reason| self.sample_error(number, reason))?.to_vec();
         Ok(Sample { key: self.entry(number).key.into(), image, captions })
     }
 
     /// The image file's bytes of sample `number`.
     pub fn read_image(&self, number: usize) -> Result<Vec<u8>, SampleError> {
-        let image = self.read_image_in(&*self.shard_of(number)?, number);
-        image.map_err(|failed| self.sample_error(number, failed.reason()))
+        let mut buffer = Vec::new();
+        let members = self.members_of(number, true, false, &mut buffer)?;
+        let length = image(members).map_err(|reason| self.sample_error(number, reason))?.len();
+        buffer.truncate(length);
+        Ok(buffer)
     }
 
     /// The captions of sample `number`, without touching its image.
@@ -92,66 +97,50 @@ impl Index {
     /// can hold several captions and `tags`; else the `.txt` is the caption. A broken `.json` beside a `.txt` costs
     /// nothing but its tags.
     pub fn read_captions(&self, number: usize) -> Result<Captions, SampleError> {
-        let captions = self.read_captions_in(&*self.shard_of(number)?, number);
-        captions.map_err(|failed| self.sample_error(number, failed.reason()))
+        let mut buffer = Vec::new();
+        let members = self.members_of(number, false, true, &mut buffer)?;
+        captions(members).map_err(|reason| self.sample_error(number, reason))
     }
 
     /// All bytes of sample `number` in one read, into a `buffer` that is used again: for measuring and copying.
     pub fn read_raw<'a>(&self, number: usize, buffer: &'a mut Vec<u8>) -> Result<RawSample<'a>, SampleError> {
+        let members = self.members_of(number, true, true, buffer)?;
+        let image = image(members).map_err(|reason| self.sample_error(number, reason))?;
+        let [_, text, json] = members.map(|member| member.and_then(Result::ok));
+        Ok(RawSample { image, text, json })
+    }
+
+    fn members_of<'a>(
+        &self,
+        number: usize,
+        image: bool,
+        captions: bool,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Members<'a>, SampleError> {
+        let members = self.members(&*self.shard_of(number)?, number, [image, captions], buffer);
+        members.map_err(|_| self.sample_error(number, SkipReason::Unreadable))
+    }
+
+    /// The image of sample `number`, its captions, or both, out of its open shard.
+    pub(crate) fn members<'a>(
+        &self,
+        file: &File,
+        number: usize,
+        [image, captions]: [bool; 2],
+        buffer: &'a mut Vec<u8>,
+    ) -> io::Result<Members<'a>> {
         let entry = self.entry(number);
-        let spans = [Some(entry.image), entry.text, entry.json];
-        let present = || spans.iter().flatten();
-        let start = present().map(|span| span.offset).min().unwrap_or(0);
-        let end = present().map(|span| span.offset + span.size).max().unwrap_or(0);
-        let needed: u64 = present().map(|span| span.size).sum();
-        let error = |reason| self.sample_error(number, reason);
-        if needed > MAX_IMAGE_BYTES {
-            return Err(error(SkipReason::ImageTooLarge));
-        }
-        let file = self.shard_of(number)?;
-        let near = end - start <= needed + MAX_GAP;
-        // Where each member begins in the buffer.
-        let mut places = [0; 3];
-        let mut length = 0;
-        for (place, span) in places.iter_mut().zip(&spans) {
-            let Some(span) = span else { continue };
-            *place = if near { (span.offset - start) as usize } else { length };
-            length += span.size as usize;
-        }
-        let length = if near { (end - start) as usize } else { length };
-        if buffer.len() < length {
-            buffer.resize(length, 0);
-        }
-        let read = if near {
-            file.read_exact_at(&mut buffer[..length], start)
-        } else {
-            spans.iter().zip(places).try_for_each(|(span, place)| match span {
-                Some(span) => file.read_exact_at(&mut buffer[place..place + span.size as usize], span.offset),
-                None => Ok(()),
-            })
-        };
-        read.map_err(|_| error(SkipReason::Unreadable))?;
-        let buffer: &'a [u8] = buffer;
-        let part = |at: usize| spans[at].map(|span| &buffer[places[at]..places[at] + span.size as usize]);
-        Ok(RawSample { image: part(0).unwrap_or_default(), text: part(1), json: part(2) })
+        let asked =
+            [image.then_some(entry.image), entry.text.filter(|_| captions), entry.json.filter(|_| captions)];
+        let within = |at: usize| asked[at].filter(|span| span.size <= LIMITS[at].0);
+        let bytes = read_spans(file, [0, 1, 2].map(within), buffer)?;
+        Ok([0, 1, 2].map(|at| asked[at].map(|_| bytes[at].ok_or(LIMITS[at].1))))
     }
 
     /// The shard of sample `number`; what the loader takes for the end of a run is one sample's misfortune here.
     fn shard_of(&self, number: usize) -> Result<Arc<File>, SampleError> {
         self.open_shard(self.entry(number).shard)
             .map_err(|_| self.sample_error(number, SkipReason::Unreadable))
-    }
-
-    pub(crate) fn read_image_in(&self, file: &File, number: usize) -> Result<Vec<u8>, Failed> {
-        let image = self.entry(number).image;
-        if image.size > MAX_IMAGE_BYTES {
-            return Err(SkipReason::ImageTooLarge.into());
-        }
-        read_span(file, image).map_err(Failed::Disk)
-    }
-
-    pub(crate) fn read_captions_in(&self, file: &File, number: usize) -> Result<Captions, Failed> {
-        captions(file, &self.entry(number))
     }
 
     /// `SHARD: KEY` of sample `number`.
@@ -167,37 +156,66 @@ impl Index {
     }
 }
 
-fn captions(file: &File, entry: &SampleEntry<'_>) -> Result<Captions, Failed> {
-    // What the disk does not give is another thing than what is wrong with the bytes.
-    let bytes = |span: Span| match span.size {
-        ..=MAX_CAPTION_BYTES => read_span(file, span).map(Ok).map_err(Failed::Disk),
-        _ => Ok(Err(SkipReason::CaptionTooLarge)),
-    };
-    let from_json = match entry.json {
-        Some(span) => Some(bytes(span)?.and_then(|bytes| parse_json(&bytes))),
-        None => None,
-    };
-    let mut found = match (from_json, entry.text) {
-        (Some(Ok(found)), _) if !found.captions.is_empty() => found,
-        (Some(Err(reason)), None) => return Err(reason.into()),
-        (Some(Ok(_)), None) => return Err(SkipReason::CaptionJsonInvalid.into()),
-        (from_json, Some(span)) => {
-            let beside = from_json.and_then(Result::ok).unwrap_or_default();
-            Captions { captions: vec![bytes(span)?.and_then(parse_text)?], ..beside }
+/// Spans of an open shard, in one read where they lie near each other.
+fn read_spans<'a>(
+    file: &File,
+    spans: [Option<Span>; 3],
+    buffer: &'a mut Vec<u8>,
+) -> io::Result<[Option<&'a [u8]>; 3]> {
+    let present = || spans.iter().flatten();
+    let start = present().map(|span| span.offset).min().unwrap_or(0);
+    let end = present().map(|span| span.offset + span.size).max().unwrap_or(0);
+    let needed: u64 = present().map(|span| span.size).sum();
+    let near = end - start <= needed + MAX_GAP;
+    // Where each begins in the buffer.
+    let mut places = [0; 3];
+    let mut length = 0;
+    for (place, span) in places.iter_mut().zip(&spans) {
+        let Some(span) = span else { continue };
+        *place = if near { (span.offset - start) as usize } else { length };
+        length += span.size as usize;
+    }
+    let length = if near { (end - start) as usize } else { length };
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    if near {
+        file.read_exact_at(&mut buffer[..length], start)?;
+    } else {
+        for (span, place) in spans.iter().zip(places) {
+            let Some(span) = span else { continue };
+            file.read_exact_at(&mut buffer[place..place + span.size as usize], span.offset)?;
         }
-        (None, None) => return Err(SkipReason::CaptionMissing.into()),
+    }
+    let buffer: &'a [u8] = buffer;
+    Ok([0, 1, 2].map(|at| spans[at].map(|span| &buffer[places[at]..places[at] + span.size as usize])))
+}
+
+pub(crate) fn image(members: Members<'_>) -> Result<&[u8], SkipReason> {
+    members[0].unwrap_or(Ok(&[]))
+}
+
+/// As [`Index::read_captions`].
+pub(crate) fn captions([_, text, json]: Members<'_>) -> Result<Captions, SkipReason> {
+    let from_json = json.map(|json| json.and_then(parse_json));
+    let mut found = match (from_json, text) {
+        (Some(Ok(found)), _) if !found.captions.is_empty() => found,
+        (Some(Err(reason)), None) => return Err(reason),
+        (Some(Ok(_)), None) => return Err(SkipReason::CaptionJsonInvalid),
+        (from_json, Some(text)) => {
+            let beside = from_json.and_then(Result::ok).unwrap_or_default();
+            Captions { captions: vec![text.and_then(parse_text)?], ..beside }
+        }
+        (None, None) => return Err(SkipReason::CaptionMissing),
     };
     found.captions.retain(|caption| !caption.trim().is_empty());
-    if found.captions.is_empty() { Err(SkipReason::CaptionEmpty.into()) } else { Ok(found) }
+    if found.captions.is_empty() { Err(SkipReason::CaptionEmpty) } else { Ok(found) }
 }
 
 /// A `.txt` caption: UTF-8; a byte order mark at the start is no part of it.
-pub fn parse_text(bytes: Vec<u8>) -> Result<String, SkipReason> {
-    let mut text = String::from_utf8(bytes).map_err(|_| SkipReason::CaptionNotUtf8)?;
-    if text.starts_with('\u{feff}') {
-        text.remove(0);
-    }
-    Ok(text)
+pub fn parse_text(bytes: &[u8]) -> Result<String, SkipReason> {
+    let text = std::str::from_utf8(bytes).map_err(|_| SkipReason::CaptionNotUtf8)?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text).to_owned())
 }
 
 /// What a `.json` says beside the caption. Of another kind it is nothing: that is no reason to lose a caption.
@@ -299,15 +317,15 @@ mod tests {
 
     #[test]
     fn text_is_utf8_without_its_mark() {
-        assert_eq!(parse_text("\u{feff}a cat\n".into()).unwrap(), "a cat\n");
-        assert_eq!(parse_text(vec![0xff, 0xfe, 0x41]), Err(SkipReason::CaptionNotUtf8));
+        assert_eq!(parse_text("\u{feff}a cat\n".as_bytes()).unwrap(), "a cat\n");
+        assert_eq!(parse_text(&[0xff, 0xfe, 0x41]), Err(SkipReason::CaptionNotUtf8));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_json(&bytes);
-            let _ = parse_text(bytes);
+            let _ = parse_text(&bytes);
         }
     }
 }

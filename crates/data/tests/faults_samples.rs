@@ -231,7 +231,7 @@ proptest! {
     #[test]
     fn d12_captions_and_pictures_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let _ = data::sample::parse_json(&bytes);
-        let _ = data::sample::parse_text(bytes.clone());
+        let _ = data::sample::parse_text(&bytes);
         let _ = decode(&bytes, &DecodeOptions::default());
     }
 }

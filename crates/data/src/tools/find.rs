@@ -50,7 +50,7 @@ fn record(dir: &Path, path: &Path) -> Record {
     let json = small("json");
     let mut captions = json.as_deref().and_then(|bytes| parse_json(bytes).ok()).unwrap_or_default().captions;
     if captions.is_empty() {
-        captions = small("txt").and_then(|bytes| parse_text(bytes).ok()).into_iter().collect();
+        captions = small("txt").and_then(|bytes| parse_text(&bytes).ok()).into_iter().collect();
     }
     let mut rest: Map<String, Value> =
         json.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
