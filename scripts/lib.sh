@@ -14,6 +14,22 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# needs TEST PROGRAM...: where one of these programs or root is missing, TEST is left out, and says so.
+needs() {
+  local test=$1 program
+  shift
+  for program in "$@"; do
+    if ! have "$program"; then
+      echo "$test: left out, because $program is not installed; scripts/$test --help says from where"
+      exit
+    fi
+  done
+  if [ "$(id -u)" != 0 ]; then
+    echo "$test: left out, because it wants root"
+    exit
+  fi
+}
+
 # The comment at the head of the script.
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 

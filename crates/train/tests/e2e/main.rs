@@ -8,6 +8,7 @@ mod common;
 mod convert;
 mod engines;
 mod from;
+mod hosts;
 mod micro_batches;
 mod parted;
 mod partition;

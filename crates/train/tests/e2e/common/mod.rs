@@ -10,6 +10,8 @@
 mod chaos;
 mod config;
 mod course;
+pub mod hosts;
+pub mod nodes;
 mod page;
 mod pictures;
 mod process;
