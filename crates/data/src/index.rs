@@ -30,11 +30,11 @@ use crate::remote::{Remote, RemoteOptions};
 use crate::scan::MAX_MEMBERS;
 pub use crate::scan::{ImageKind, Span};
 
-/// Shards whose own lists are in memory at once, before they go into the table.
-const SHARDS_AT_ONCE: usize = 32;
 /// Shards that are scanned at once; remote ones wait for the network, not for the processor.
 const LOCAL_THREADS: usize = 8;
 const REMOTE_THREADS: usize = 16;
+/// Shards of each thread whose own lists are in memory, before they go into the table.
+const LISTS: usize = 2;
 
 /// All usable samples of one or several sets of shards, in the order in which they lie there.
 #[derive(Debug)]
@@ -95,12 +95,13 @@ impl Index {
         };
         let mut keys = HashMap::new();
         let mut left = locations.into_iter();
+        let threads = threads(if needed { REMOTE_THREADS } else { LOCAL_THREADS });
         loop {
-            let some: Vec<Location> = left.by_ref().take(SHARDS_AT_ONCE).collect();
+            let some: Vec<Location> = left.by_ref().take(LISTS * threads).collect();
             if some.is_empty() {
                 break;
             }
-            let indexes = load_all(&some, index.remote.as_ref(), scans.as_deref())?;
+            let indexes = load_all(&some, threads, index.remote.as_ref(), scans.as_deref())?;
             for (location, shard_index) in some.into_iter().zip(indexes) {
                 let keys: &mut HashSet<u128> = keys.entry(location.folder()).or_default();
                 index.add_shard(location, shard_index, keys)?;
@@ -298,11 +299,10 @@ pub fn write_index_files(patterns: &[String], contents: bool) -> Result<Written,
 
 fn load_all(
     locations: &[Location],
+    threads: usize,
     remote: Option<&Remote>,
     scans: Option<&Path>,
 ) -> Result<Vec<ShardIndex>, DataError> {
-    let any_remote = locations.iter().any(|location| matches!(location, Location::Remote(_)));
-    let threads = threads(if any_remote { REMOTE_THREADS } else { LOCAL_THREADS });
     in_parallel(locations.len(), threads, |number| match (&locations[number], remote) {
         (Location::Local(path), _) => local::kept_index(path, scans),
         (Location::Remote(url), Some(remote)) => remote.index(url),
