@@ -96,6 +96,11 @@ fn ranks_that_outlive_another_meet_again_at_once() {
 }
 
 #[test]
+fn who_leaves_waits_for_no_peer() {
+    Ranks::start("leaves_a_peer_that_lives", 2).all_succeed();
+}
+
+#[test]
 fn a_silent_peer_is_a_timeout() {
     Ranks::start("peer_is_silent", 2).all_succeed();
 }
@@ -204,6 +209,7 @@ fn rank_process() {
         "peer_is_killed" => peer_is_killed(group.as_ref()),
         "peer_is_replaced" => peer_is_replaced(group.as_ref(), &folder),
         "peer_is_silent" => peer_is_silent(group.as_ref(), &folder),
+        "leaves_a_peer_that_lives" => leaves_a_peer_that_lives(group, &folder),
         other => panic!("no scenario {other}"),
     }
 }
@@ -300,6 +306,29 @@ fn parameters_differ(group: &dyn ProcessGroup) {
         Ok(_) => assert_eq!(group.rank(), 0),
         Err(error) => assert!(error.to_string().contains("sizes"), "{error}"),
     }
+}
+
+/// Rank 0 leaves while it waits for a message of rank 1, which lives, sends none and closes nothing. A rank that lost another
+/// one of three left so, and stayed in the end of its group: the others met without it.
+fn leaves_a_peer_that_lives(group: Box<dyn ProcessGroup>, folder: &Path) {
+    let left = folder.join("left");
+    if group.rank() == 1 {
+        let patience = Instant::now() + Duration::from_secs(20);
+        while !left.exists() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        return;
+    }
+    let [own, room] = [[1], [2]].map(|shape| Tensor::ones(shape, (Kind::Float, Device::Cpu)));
+    let gathering = group.start_all_gather(&own, &room).unwrap();
+    std::thread::sleep(IMPATIENT.operation / 4);
+    let started = Instant::now();
+    group.abort();
+    let error = gathering.finish().unwrap_err();
+    drop(group);
+    let waited = started.elapsed();
+    fs::write(left, "").unwrap();
+    assert!(waited < IMPATIENT.operation / 4, "{waited:?}: {error}");
 }
 
 fn peer_is_silent(group: &dyn ProcessGroup, folder: &Path) {

@@ -9,13 +9,21 @@
 
 namespace {
 
-// c10d's own `abort` does nothing for Gloo: what is under way would wait for a peer that has gone on without us.
+// c10d's own `abort` does nothing for Gloo: what is under way would wait for a peer that has gone on without us. Gloo's
+// `closeConnections` tells the peers only: what waits here for a peer that lives waits on, and with it whoever joins the
+// backend's threads. So each connection is ended as Gloo ends it where it fails. Its transport is TCP, with or without TLS.
 class Gloo : public c10d::ProcessGroupGloo {
  public:
   using c10d::ProcessGroupGloo::ProcessGroupGloo;
 
   void abort() override {
-    for (const auto& context : contexts_) context->closeConnections();
+    for (const auto& context : contexts_) {
+      for (int rank = 0; rank < getSize(); ++rank) {
+        auto* pair = context->getPair(rank).get();
+        if (pair == nullptr) continue;
+        reinterpret_cast<gloo::transport::tcp::Pair*>(pair)->signalExceptionExternal("this rank has left");
+      }
+    }
   }
 };
 

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 
+#include <gloo/transport/pair.h>
 #include <gloo/transport/unbound_buffer.h>
 
 namespace gloo {
@@ -9,7 +11,7 @@ namespace gloo {
 class Context {
  public:
   void setTimeout(std::chrono::milliseconds timeout);
-  void closeConnections();
+  std::unique_ptr<transport::Pair>& getPair(int rank);
 };
 
 } // namespace gloo
