@@ -308,16 +308,20 @@ fn parameters_differ(group: &dyn ProcessGroup) {
     }
 }
 
+/// Lives, and does nothing, until a peer has written this file.
+fn await_file(path: &Path) {
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !path.exists() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Rank 0 leaves while it waits for a message of rank 1, which lives, sends none and closes nothing. A rank that lost another
 /// one of three left so, and stayed in the end of its group: the others met without it.
 fn leaves_a_peer_that_lives(group: Box<dyn ProcessGroup>, folder: &Path) {
     let left = folder.join("left");
     if group.rank() == 1 {
-        let patience = Instant::now() + Duration::from_secs(20);
-        while !left.exists() && Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        return;
+        return await_file(&left);
     }
     let [own, room] = [[1], [2]].map(|shape| Tensor::ones(shape, (Kind::Float, Device::Cpu)));
     let gathering = group.start_all_gather(&own, &room).unwrap();
@@ -334,11 +338,7 @@ fn leaves_a_peer_that_lives(group: Box<dyn ProcessGroup>, folder: &Path) {
 fn peer_is_silent(group: &dyn ProcessGroup, folder: &Path) {
     let seen = folder.join("seen");
     if group.rank() == 1 {
-        let patience = Instant::now() + Duration::from_secs(20);
-        while !seen.exists() && Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        return;
+        return await_file(&seen);
     }
     let started = Instant::now();
     let error = group.all_reduce_sum(&mut Tensor::from(1.0)).unwrap_err();

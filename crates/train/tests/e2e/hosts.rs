@@ -11,12 +11,8 @@ use nix::sys::signal::Signal;
 
 use crate::common::TinyWorld;
 use crate::common::hosts::{Cut, Hosts};
-use crate::common::nodes::{Meeting, Node, wait};
+use crate::common::nodes::{LEASE, Meeting, Node, wait};
 
-const SETS: [&str; 3] =
-    ["stage1.steps=100000", "stage1.checkpoint_every_steps=50", "stage1.validate_every_steps=100000"];
-/// A launcher's lease.
-const LEASE: Duration = Duration::from_secs(10);
 /// What workers that are to end may take.
 const GRACE: Duration = Duration::from_secs(5);
 /// Steps that both take once the network is mended.
@@ -33,9 +29,9 @@ struct Two<'a> {
 }
 
 impl<'a> Two<'a> {
-    /// The launcher of host 1 is started by `before`, which may be nothing.
-    fn start(world: &'a TinyWorld, sets: &'a [&'a str], before: [&[&str]; 2]) -> Self {
-        let (hosts, meeting) = (Hosts::start(2), Meeting { world, run: "two", sets });
+    /// Each launcher is started by a command line `before` it, which may be empty.
+    fn start(world: &'a TinyWorld, before: [&[&str]; 2]) -> Self {
+        let (hosts, meeting) = (Hosts::start(2), Meeting { world, run: "two" });
         let start = |host: usize| node(&hosts, meeting, host, before[host], &format!("node-{host}.stderr"));
         Self { nodes: [start(0), start(1)], hosts, meeting }
     }
@@ -46,6 +42,13 @@ impl<'a> Two<'a> {
 
     fn said(&self) -> String {
         self.nodes.each_ref().map(Node::said).concat()
+    }
+
+    /// Nobody ended, was taken for hung or was started again.
+    fn assert_goes_on(&mut self, what: &str) {
+        let said = self.said();
+        assert!(self.nodes.each_mut().into_iter().all(Node::runs), "{what}: {said}");
+        assert!(!said.contains("again") && !said.contains("hangs"), "{what}: {said}");
     }
 
     /// Stops the run, which has been exact.
@@ -67,7 +70,7 @@ fn node<'a>(hosts: &Hosts, meeting: Meeting<'a>, host: usize, before: &[&str], s
 #[ignore = "takes root, ip, nft and tc; scripts/hosts-test"]
 fn t3_a_host_that_is_cut_off_in_any_way_stops_and_comes_back_exactly() {
     let world = TinyWorld::new();
-    let mut two = Two::start(&world, &SETS, [&[]; 2]);
+    let mut two = Two::start(&world, [&[]; 2]);
     two.wait_for_step(20);
     for (number, cut) in [Cut::BothWays, Cut::Out, Cut::In, Cut::Reset, Cut::Link].into_iter().enumerate() {
         let began = Instant::now();
@@ -103,7 +106,7 @@ fn t3_a_host_that_is_cut_off_in_any_way_stops_and_comes_back_exactly() {
 #[ignore = "takes root, ip, nft and tc; scripts/hosts-test"]
 fn t3_a_short_cut_costs_time_and_nothing_else() {
     let world = TinyWorld::new();
-    let mut two = Two::start(&world, &SETS, [&[]; 2]);
+    let mut two = Two::start(&world, [&[]; 2]);
     two.wait_for_step(20);
     two.hosts.cut(1, Cut::BothWays);
     // What was sent in the meantime comes after as long again at most; a node waits for half a lease.
@@ -111,8 +114,7 @@ fn t3_a_short_cut_costs_time_and_nothing_else() {
     let before = two.meeting.taken();
     two.hosts.mend(1, Cut::BothWays);
     two.wait_for_step(before + TOGETHER);
-    assert!(two.nodes.each_mut().into_iter().all(Node::runs), "{}", two.said());
-    assert!(!two.said().contains("again"), "a restart: {}", two.said());
+    two.assert_goes_on("a short cut");
     two.stop();
 }
 
@@ -120,14 +122,13 @@ fn t3_a_short_cut_costs_time_and_nothing_else() {
 #[ignore = "takes root, ip, nft and tc; scripts/hosts-test"]
 fn t4_a_slow_network_is_no_failure() {
     let world = TinyWorld::new();
-    let mut two = Two::start(&world, &SETS, [&[]; 2]);
+    let mut two = Two::start(&world, [&[]; 2]);
     two.wait_for_step(5);
     (0..2).for_each(|host| two.hosts.slow_down(host, "1mbit"));
     let (before, began) = (two.meeting.taken(), Instant::now());
     two.wait_for_step(before + 6);
     println!("{:.1} s a step", began.elapsed().as_secs_f64() / (two.meeting.taken() - before) as f64);
-    assert!(two.nodes.each_mut().into_iter().all(Node::runs), "{}", two.said());
-    assert!(!two.said().contains("again") && !two.said().contains("hangs"), "{}", two.said());
+    two.assert_goes_on("a slow network");
     two.stop();
 }
 
@@ -144,7 +145,7 @@ fn t5_clocks_that_differ_or_jump_change_nothing() {
         let mut before: [&[&str]; 2] = [&[]; 2];
         let wrong = wrong(how);
         before[host] = &wrong;
-        let mut two = Two::start(&world, &SETS, before);
+        let mut two = Two::start(&world, before);
         two.wait_for_step(10);
         for process in family(two.nodes[host].launcher.id()) {
             let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
@@ -156,8 +157,7 @@ fn t5_clocks_that_differ_or_jump_change_nothing() {
         }
         let step = two.meeting.taken();
         two.wait_for_step(step + TOGETHER);
-        assert!(two.nodes.each_mut().into_iter().all(Node::runs), "{how}: {}", two.said());
-        assert!(!two.said().contains("again"), "{how}: a restart: {}", two.said());
+        two.assert_goes_on(how);
         two.stop();
         for run in ["two", "whole"] {
             fs::remove_dir_all(world.path(run)).unwrap();
@@ -177,7 +177,7 @@ fn family(launcher: u32) -> Vec<u32> {
 #[ignore = "takes root, ip, nft and tc; scripts/hosts-test"]
 fn o5_hosts_listen_on_loopback_and_on_the_network_of_their_meeting_place() {
     let world = TinyWorld::new();
-    let two = Two::start(&world, &SETS, [&[]; 2]);
+    let two = Two::start(&world, [&[]; 2]);
     two.wait_for_step(5);
     for (host, node) in two.nodes.iter().enumerate() {
         let own: Ipv4Addr = two.hosts.address(host).parse().unwrap();

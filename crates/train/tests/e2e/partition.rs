@@ -10,15 +10,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::common::TinyWorld;
-use crate::common::nodes::{Meeting, wait};
+use crate::common::nodes::{LEASE, Meeting, wait};
 
-/// More steps than are taken while the cut is not seen.
-const SETS: [&str; 3] =
-    ["stage1.steps=100000", "stage1.checkpoint_every_steps=50", "stage1.validate_every_steps=100000"];
 /// Steps that both halves take together once the network is mended.
 const TOGETHER: u64 = 60;
-/// A launcher's lease, and as much again for whatever a busy machine does.
-const LEASE: Duration = Duration::from_secs(10);
 
 /// Passes bytes on, both ways, until it is cut; then it keeps them, as a network does that will be mended.
 struct Proxy {
@@ -65,7 +60,7 @@ fn pass_on(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) -> Option<(
 #[test]
 fn t3_a_partition_is_seen_within_the_lease_nobody_goes_on_alone_and_the_curve_stays_exact() {
     let world = TinyWorld::new();
-    let meeting = Meeting { world: &world, run: "cut", sets: &SETS };
+    let meeting = Meeting { world: &world, run: "cut" };
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut first = meeting.node(0, &format!("127.0.0.1:{port}"), &[], "node-0.stderr");
     wait(|| "coordinator".into(), || TcpStream::connect(("127.0.0.1", port)).is_ok());

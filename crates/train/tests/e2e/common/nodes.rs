@@ -11,6 +11,11 @@ use nix::unistd::Pid;
 
 use super::{Launch, TinyWorld, blip2, course, records};
 
+/// A launcher's lease.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// More steps than are taken before a run is stopped.
+const SETS: [&str; 3] =
+    ["stage1.steps=100000", "stage1.checkpoint_every_steps=50", "stage1.validate_every_steps=100000"];
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One run of two nodes.
@@ -18,7 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Meeting<'a> {
     pub world: &'a TinyWorld,
     pub run: &'a str,
-    pub sets: &'a [&'a str],
 }
 
 /// The launcher of one node; dropped, it is killed.
@@ -38,7 +42,7 @@ impl<'a> Meeting<'a> {
         command.args(words).args(["launch", "config.toml", "--nnodes", "2", "--nproc-per-node", "1"]);
         command.args(["--node-rank", &rank.to_string(), "--rdzv", rdzv]);
         command.args(["--set", &format!("run.dir={}", self.run)]);
-        command.args(self.sets.iter().flat_map(|set| ["--set", set]));
+        command.args(SETS.iter().flat_map(|set| ["--set", set]));
         command.current_dir(self.world.path("")).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(File::create(self.world.path(stderr)).unwrap());
         Node { world: self.world, launcher: command.spawn().unwrap(), stderr: stderr.to_owned() }
@@ -66,7 +70,7 @@ impl<'a> Meeting<'a> {
 
     /// The first `steps` of stage 1 are those of a run of one node that nothing befell.
     pub fn assert_as_undisturbed(&self, steps: u64) {
-        let mut whole = Launch { sets: self.sets, ..self.world.run("whole") }.start();
+        let mut whole = Launch { sets: &SETS, ..self.world.run("whole") }.start();
         whole.wait_for_step(Phase::Stage1, steps);
         whole.signal(Signal::SIGTERM);
         assert_eq!(whole.end().code, Some(75));
