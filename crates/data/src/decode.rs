@@ -7,10 +7,15 @@
 //! inverted, as Adobe writes them.
 
 mod jpeg;
+mod part;
+#[cfg(target_arch = "x86_64")]
+mod planes;
 
 use std::io::Cursor;
 
 use image::{ColorType, ImageDecoder, Limits};
+
+pub(crate) use part::Part;
 
 use crate::error::SkipReason;
 use crate::resize::{self, Crop};
@@ -82,12 +87,16 @@ fn reduced(decoded: &Decoded, side: usize) -> Decoded {
 
 fn decode_whole(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
     *into = match bytes {
-        [0xff, 0xd8, 0xff, ..] => return jpeg::decode(bytes, options, into),
+        _ if is_jpeg(bytes) => return jpeg::decode(bytes, options, into),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes, options)?,
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => decode_webp(bytes, options)?,
         _ => return Err(SkipReason::ImageFormatUnknown),
     };
     Ok(())
+}
+
+fn is_jpeg(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
 
 fn check_size(width: u64, height: u64, options: &DecodeOptions) -> Result<(), SkipReason> {

@@ -13,7 +13,7 @@ pub use config::{CropConfig, Fit, TransformConfig};
 use normalize::{Normalize, channels, place};
 
 use crate::augment::{self, ColorJitter};
-use crate::decode::{DecodeOptions, Decoded, decode_into};
+use crate::decode::{DecodeOptions, Decoded, Part};
 use crate::error::{DataError, SkipReason};
 use crate::kernel::Kernel;
 use crate::resize::{self, Crop};
@@ -33,6 +33,20 @@ pub struct Pixels {
 pub struct Transform {
     config: TransformConfig,
     normalize: Normalize,
+}
+
+/// The name of one view, by which its random numbers are drawn.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    seed: u64,
+    sample: u64,
+    number: u64,
+}
+
+impl View {
+    fn rng(self, stream: Stream) -> Rng {
+        Rng::new(self.seed, stream, &[self.sample, self.number])
+    }
 }
 
 impl Transform {
@@ -73,7 +87,7 @@ impl Transform {
     /// One view of the picture for training.
     pub fn train(&self, decoded: &Decoded, seed: u64, sample: u64, view: u64) -> Pixels {
         let mut pixels = self.blank();
-        self.train_into(decoded, seed, sample, view, &mut pixels.values);
+        self.train_into(decoded, View { seed, sample, number: view }, &mut pixels.values);
         pixels
     }
 
@@ -88,35 +102,49 @@ impl Transform {
         values: &mut [f32],
     ) -> Result<(), SkipReason> {
         thread_local! {
-            static DECODED: RefCell<Decoded> = RefCell::default();
+            static PART: RefCell<Part> = RefCell::default();
         }
-        DECODED.with_borrow_mut(|decoded| {
-            decode_into(file, &self.decode_options(), decoded)?;
-            self.train_into(decoded, seed, sample, view, values);
+        let view = View { seed, sample, number: view };
+        let choose = |width, height| match self.config.fit {
+            Fit::Squash => self.crop(width, height, view),
+            Fit::Letterbox => Crop { top: 0, left: 0, height, width },
+        };
+        PART.with_borrow_mut(|part| {
+            let (decoded, crop) = part.decode(Kernel::best(), file, &self.decode_options(), choose)?;
+            match self.config.fit {
+                Fit::Squash => self.train_crop(decoded, crop, view, values),
+                Fit::Letterbox => self.train_into(decoded, view, values),
+            }
             Ok(())
         })
     }
 
     /// As [`Transform::train`], to `values`.
-    fn train_into(&self, decoded: &Decoded, seed: u64, sample: u64, view: u64, values: &mut [f32]) {
-        thread_local! {
-            static RGB: RefCell<Vec<u8>> = RefCell::default();
-        }
-        let config = &self.config;
-        let rng = |stream| Rng::new(seed, stream, &[sample, view]);
-        let side = config.image_size;
-        let boxed = match config.fit {
+    fn train_into(&self, decoded: &Decoded, view: View, values: &mut [f32]) {
+        let boxed = match self.config.fit {
             Fit::Letterbox if decoded.width != decoded.height => {
                 // Twice S keeps the detail a crop can show, and bounds the square of a very long picture.
-                Some(letterbox(decoded, decoded.width.max(decoded.height).min(side * 2)))
+                Some(letterbox(decoded, decoded.width.max(decoded.height).min(self.config.image_size * 2)))
             }
             _ => None,
         };
         let decoded = boxed.as_ref().unwrap_or(decoded);
-        let crop =
-            random_crop(decoded.width, decoded.height, &config.random_resized_crop, &mut rng(Stream::Crop));
+        self.train_crop(decoded, self.crop(decoded.width, decoded.height, view), view, values);
+    }
+
+    /// What `view` shows of a picture of this size.
+    fn crop(&self, width: usize, height: usize, view: View) -> Crop {
+        random_crop(width, height, &self.config.random_resized_crop, &mut view.rng(Stream::Crop))
+    }
+
+    /// `view` of a picture, which shows `crop` of it.
+    fn train_crop(&self, decoded: &Decoded, crop: Crop, view: View, values: &mut [f32]) {
+        thread_local! {
+            static RGB: RefCell<Vec<u8>> = RefCell::default();
+        }
+        let side = self.config.image_size;
+        let flip = view.rng(Stream::Flip).chance(self.config.flip_probability);
         RGB.with_borrow_mut(|rgb| {
-            let flip = rng(Stream::Flip).chance(config.flip_probability);
             if self.only_flips() {
                 let kernel = Kernel::best();
                 let mut finished =
@@ -134,8 +162,8 @@ impl Transform {
             if flip {
                 augment::flip(rgb, side);
             }
-            self.train_geometry(rgb, rng);
-            self.train_colors(rgb, rng, values);
+            self.train_geometry(rgb, view);
+            self.train_colors(rgb, view, values);
         });
     }
 
@@ -150,34 +178,34 @@ impl Transform {
     }
 
     /// Turned and moved, then RandAugment.
-    fn train_geometry(&self, rgb: &mut Vec<u8>, rng: impl Fn(Stream) -> Rng) {
+    fn train_geometry(&self, rgb: &mut Vec<u8>, view: View) {
         let config = &self.config;
         let side = config.image_size;
         if config.moves() {
-            let mut rng = rng(Stream::Affine);
+            let mut rng = view.rng(Stream::Affine);
             let degrees = rng.uniform_in(-config.rotate_degrees, config.rotate_degrees);
             let reach = config.translate_ratio * side as f64;
             let shift = [rng.uniform_in(-reach, reach), rng.uniform_in(-reach, reach)];
             *rgb = augment::affine(rgb, side, degrees, shift, config.border);
         }
         if config.rand_augment.operations > 0 {
-            config.rand_augment.apply(rgb, side, &mut rng(Stream::RandAugment));
+            config.rand_augment.apply(rgb, side, &mut view.rng(Stream::RandAugment));
         }
     }
 
     /// Colours, grey, blur: on floats, and only when one of them is wanted.
-    fn train_colors(&self, rgb: &[u8], rng: impl Fn(Stream) -> Rng, out: &mut [f32]) {
+    fn train_colors(&self, rgb: &[u8], view: View, out: &mut [f32]) {
         let config = &self.config;
         let jitter = config.color_jitter != ColorJitter::default();
-        let grey = rng(Stream::Grayscale).chance(config.grayscale_probability);
-        let mut blur_rng = rng(Stream::Blur);
+        let grey = view.rng(Stream::Grayscale).chance(config.grayscale_probability);
+        let mut blur_rng = view.rng(Stream::Blur);
         let blurred = blur_rng.chance(config.blur.probability);
         if !(jitter || grey || blurred) {
             return self.normalize_to(rgb, out);
         }
         let mut values: Vec<f32> = rgb.iter().map(|&value| f32::from(value) / 255.0).collect();
         if jitter {
-            augment::color_jitter(&mut values, &config.color_jitter, &mut rng(Stream::ColorJitter));
+            augment::color_jitter(&mut values, &config.color_jitter, &mut view.rng(Stream::ColorJitter));
         }
         if grey {
             augment::grayscale(&mut values);
@@ -322,6 +350,25 @@ mod tests {
             Err(SkipReason::ImageFormatUnknown)
         );
         assert_eq!(values, plain.train(&decoded, 1, 2, 3).values);
+    }
+
+    #[test]
+    fn a_jpeg_becomes_what_its_pixels_become_with_every_fit() {
+        let format = turbojpeg::PixelFormat::RGB;
+        for [width, height] in [[75, 50], [50, 50]] {
+            let pixels: &[u8] = &picture(width, height).rgb;
+            let image = turbojpeg::Image { pixels, width, pitch: width * 3, height, format };
+            let jpeg = turbojpeg::compress(image, 90, turbojpeg::Subsamp::Sub2x2).unwrap();
+            for (fit, max_side) in [(Fit::Squash, None), (Fit::Squash, Some(40)), (Fit::Letterbox, None)] {
+                let made = transform(|config| (config.fit, config.max_side) = (fit, max_side));
+                let decoded = crate::decode(&jpeg, &made.decode_options()).unwrap();
+                let mut values = vec![7.0; 3 * 24 * 24];
+                for view in 0..20 {
+                    made.train_file(&jpeg, 1, 2, view, &mut values).unwrap();
+                    assert_eq!(values, made.train(&decoded, 1, 2, view).values, "{fit:?}, view {view}");
+                }
+            }
+        }
     }
 
     #[test]

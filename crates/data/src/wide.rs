@@ -54,6 +54,17 @@ pub(crate) trait Wide: Copy {
     /// The register as bytes, lane by lane.
     fn lanes(self, register: Self::Register) -> impl AsRef<[[u8; LANE]]>;
 
+    /// `a + b` of 16-bit numbers.
+    fn add_words(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// `a - b` of 16-bit numbers.
+    fn subtract_words(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// 16-bit numbers without their lowest four bits, rounded down.
+    fn sixteenths(self, words: Self::Register) -> Self::Register;
+    /// As [`Wide::interleave`], of 16-bit numbers.
+    fn interleave_words(self, one: Self::Register, two: Self::Register, upper: bool) -> Self::Register;
+    /// 32-bit numbers without their lowest sixteen bits, rounded down.
+    fn upper_words(self, numbers: Self::Register) -> Self::Register;
+
     /// One channel of each lane's four pixels as numbers, the last pixel first if `mirrored`.
     fn channel(self, pixels: Self::Register, channel: usize, mirrored: bool) -> Self::Floats;
     /// The same number everywhere.

@@ -6,7 +6,7 @@
 //! there. Elsewhere what is warned of is taken away, of the header ([`mended`]) or from between two scans
 //! ([`without_stray`]), and the rest is decoded as if it had never been there.
 
-use turbojpeg::{Colorspace, Decompressor, Error, Image, PixelFormat};
+use turbojpeg::{Colorspace, DecompressHeader, Decompressor, Error, Image, PixelFormat, YuvImage};
 
 use super::{DecodeOptions, Decoded, check_size};
 use crate::error::SkipReason;
@@ -25,8 +25,30 @@ const MAX_PLACES: usize = 16;
 /// The marker behind which no pixel comes.
 const END: u8 = 0xd9;
 
+/// Where a picture goes.
+pub(super) trait Target {
+    /// Room for its planes, if they are wanted instead of its pixels and this is a picture that can be had so.
+    fn planes(&mut self, header: &DecompressHeader) -> Option<YuvImage<&mut [u8]>>;
+    /// Room for its pixels.
+    fn pixels(&mut self) -> &mut Decoded;
+}
+
+impl Target for Decoded {
+    fn planes(&mut self, _: &DecompressHeader) -> Option<YuvImage<&mut [u8]>> {
+        None
+    }
+
+    fn pixels(&mut self) -> &mut Decoded {
+        self
+    }
+}
+
 /// As [`super::decode_into`], for bytes that begin as a JPEG does.
-pub(super) fn decode(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), SkipReason> {
+pub(super) fn decode(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    into: &mut impl Target,
+) -> Result<(), SkipReason> {
     match decompress(bytes, options, into) {
         Err(Refused::Header) => {
             let mended = mended(bytes).ok_or(SkipReason::ImageCorrupt)?;
@@ -74,7 +96,7 @@ impl Refused {
     }
 }
 
-fn decompress(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Result<(), Refused> {
+fn decompress(bytes: &[u8], options: &DecodeOptions, into: &mut impl Target) -> Result<(), Refused> {
     let corrupt = |_| Refused::For(SkipReason::ImageCorrupt);
     // A decompressor of its own for each picture, for less than a microsecond: a used one keeps tables of the picture
     // before, and after a broken header its place among the markers.
@@ -86,26 +108,35 @@ fn decompress(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Resu
         }
         _ => Refused::For(SkipReason::ImageCorrupt),
     })?;
+    check_size(header.width as u64, header.height as u64, options).map_err(Refused::For)?;
+    if let Some(planes) = into.planes(&header) {
+        return borne(decompressor.decompress_to_yuv(bytes, planes));
+    }
+    let into = into.pixels();
     let (width, height) = (header.width, header.height);
-    check_size(width as u64, height as u64, options).map_err(Refused::For)?;
     let four_inks = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if four_inks { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = width * format.size();
     into.rgb.resize(pitch * height, 0);
     let image = Image { pixels: into.rgb.as_mut_slice(), width, pitch, height, format };
-    if let Err(error) = decompressor.decompress(bytes, image) {
-        let Error::TurboJpegError(message) = error else { return Err(corrupt(error)) };
-        match Stray::parse(&message) {
-            Some(Stray { marker: END, .. }) => {}
-            Some(stray) => return Err(Refused::Stray(stray)),
-            None => return Err(Refused::For(SkipReason::ImageCorrupt)),
-        }
-    }
+    borne(decompressor.decompress(bytes, image))?;
     if four_inks {
         into.rgb = cmyk_to_rgb(&into.rgb);
     }
     (into.width, into.height) = (width, height);
     Ok(())
+}
+
+/// What libjpeg says at the end, less what can be borne.
+fn borne(said: Result<(), Error>) -> Result<(), Refused> {
+    let Err(error) = said else { return Ok(()) };
+    let corrupt = Err(Refused::For(SkipReason::ImageCorrupt));
+    let Error::TurboJpegError(message) = error else { return corrupt };
+    match Stray::parse(&message) {
+        Some(Stray { marker: END, .. }) => Ok(()),
+        Some(stray) => Err(Refused::Stray(stray)),
+        None => corrupt,
+    }
 }
 
 /// The picture with a header that libjpeg does not warn of; `None` where there is no scan. Stray bytes between markers

@@ -72,6 +72,34 @@ impl Wide for V3 {
     }
 
     #[inline(always)]
+    fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
+        self.avx2._mm256_add_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn subtract_words(self, a: __m256i, b: __m256i) -> __m256i {
+        self.avx2._mm256_sub_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn sixteenths(self, words: __m256i) -> __m256i {
+        self.avx2._mm256_srai_epi16::<4>(words)
+    }
+
+    #[inline(always)]
+    fn interleave_words(self, one: __m256i, two: __m256i, upper: bool) -> __m256i {
+        match upper {
+            false => self.avx2._mm256_unpacklo_epi16(one, two),
+            true => self.avx2._mm256_unpackhi_epi16(one, two),
+        }
+    }
+
+    #[inline(always)]
+    fn upper_words(self, numbers: __m256i) -> __m256i {
+        self.avx2._mm256_srai_epi32::<16>(numbers)
+    }
+
+    #[inline(always)]
     fn channel(self, pixels: __m256i, channel: usize, mirrored: bool) -> __m256 {
         let mask = cast([CHANNELS[usize::from(mirrored)][channel]; 2]);
         self.avx._mm256_cvtepi32_ps(self.avx2._mm256_shuffle_epi8(pixels, mask))

@@ -120,6 +120,34 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
+    fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
+        self.v4.avx512bw._mm512_add_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn subtract_words(self, a: __m512i, b: __m512i) -> __m512i {
+        self.v4.avx512bw._mm512_sub_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn sixteenths(self, words: __m512i) -> __m512i {
+        self.v4.avx512bw._mm512_srai_epi16::<4>(words)
+    }
+
+    #[inline(always)]
+    fn interleave_words(self, one: __m512i, two: __m512i, upper: bool) -> __m512i {
+        match upper {
+            false => self.v4.avx512bw._mm512_unpacklo_epi16(one, two),
+            true => self.v4.avx512bw._mm512_unpackhi_epi16(one, two),
+        }
+    }
+
+    #[inline(always)]
+    fn upper_words(self, numbers: __m512i) -> __m512i {
+        self.v4.avx512f._mm512_srai_epi32::<16>(numbers)
+    }
+
+    #[inline(always)]
     fn channel(self, pixels: __m512i, channel: usize, mirrored: bool) -> __m512 {
         let mask = cast([CHANNELS[usize::from(mirrored)][channel]; 4]);
         self.v4.avx512f._mm512_cvtepi32_ps(self.v4.avx512bw._mm512_shuffle_epi8(pixels, mask))

@@ -1,0 +1,286 @@
+//! A JPEG's planes of brightness and colour become RGB where a crop lies, to the bit as libjpeg-turbo makes it of the whole.
+//!
+//! A training view looks at three quarters of a picture on average, and what libjpeg-turbo does behind its inverse DCT is a fifth of
+//! its time: it brings the colour planes to full resolution and joins the three. Both are whole-numbered rules of few lines,
+//! which are kept here for the crop alone, with wide registers.
+//!
+//! Where two pixels share a sample of colour, each gets three quarters of it and a quarter of the next nearest one ("fancy
+//! upsampling", libjpeg-turbo's `jdsample.c`), first in the height, then in the width; at a border the sample itself is the next
+//! nearest. The quarters are summed, halves are rounded up and down in turns: sums of sixteenths and a number that belongs to
+//! even or odd columns. Then (ITU-T T.871, in 16-bit fixed point with halves rounded up)
+//!
+//! ```text
+//! R = Y + 1.402 Cr     G = Y - 0.344136 Cb - 0.714136 Cr     B = Y + 1.772 Cb
+//! ```
+
+use pulp::NullaryFnOnce;
+use pulp::bytemuck::cast_slice;
+use turbojpeg::{Colorspace, DecompressHeader, Subsamp, YuvImage};
+
+use super::Decoded;
+use crate::resize::Crop;
+use crate::wide::{LANE, MOST_LANES, Wide};
+
+/// Pixels that are made together, at most.
+const MOST_PIXELS: usize = MOST_LANES * LANE;
+/// libjpeg-turbo repeats the colours of pictures that are no wider.
+const NARROW: usize = 4;
+
+/// One JPEG's planes, in memory that is used again.
+#[derive(Debug, Default)]
+pub(super) struct Planes {
+    pub(super) width: usize,
+    pub(super) height: usize,
+    sharing: Sharing,
+    /// Y, Cb, Cr, and as much behind them as is loaded at once.
+    samples: Vec<u8>,
+    /// See [`Row::sums`].
+    sums: [Vec<u16>; 2],
+}
+
+/// Which pixels share a sample of colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Sharing {
+    /// None (4:4:4).
+    #[default]
+    None,
+    /// Two neighbours (4:2:2).
+    Across,
+    /// Two by two (4:2:0).
+    Square,
+}
+
+impl Sharing {
+    fn of(subsamp: Subsamp) -> Option<Self> {
+        match subsamp {
+            Subsamp::None => Some(Self::None),
+            Subsamp::Sub2x1 => Some(Self::Across),
+            Subsamp::Sub2x2 => Some(Self::Square),
+            _ => None,
+        }
+    }
+
+    /// Columns and rows that share a sample.
+    fn size(self) -> [usize; 2] {
+        match self {
+            Self::None => [1, 1],
+            Self::Across => [2, 1],
+            Self::Square => [2, 2],
+        }
+    }
+
+    /// The nearest and the next nearest of `count` rows of samples to row `number` of the pixels.
+    fn rows(self, number: usize, count: usize) -> [usize; 2] {
+        let near = number / self.size()[1];
+        match self {
+            Self::Square if number.is_multiple_of(2) => [near, near.saturating_sub(1)],
+            Self::Square => [near, (near + 1).min(count - 1)],
+            Self::None | Self::Across => [near, near],
+        }
+    }
+
+    /// What is added to sixteenths, in even and in odd columns, before they are cut off.
+    fn rounding(self) -> [i16; 2] {
+        match self {
+            Self::None | Self::Square => [8, 7],
+            Self::Across => [4, 8],
+        }
+    }
+}
+
+impl Planes {
+    /// Room for the planes of a picture with this header; `None` where its colours are made in another way than here.
+    pub(super) fn room(&mut self, header: &DecompressHeader) -> Option<YuvImage<&mut [u8]>> {
+        let (width, height, subsamp) = (header.width, header.height, header.subsamp);
+        self.sharing = Sharing::of(subsamp)?;
+        if header.colorspace != Colorspace::YCbCr || header.is_lossless || width <= NARROW {
+            return None;
+        }
+        (self.width, self.height) = (width, height);
+        let length = turbojpeg::yuv_pixels_len(width, 1, height, subsamp).ok()?;
+        self.samples.resize(length + MOST_PIXELS, 0);
+        Some(YuvImage { pixels: &mut self.samples[..length], width, align: 1, height, subsamp })
+    }
+
+    /// Makes the pixels of `crop`, and at most one column to the left of it, and returns where in `into` the crop lies.
+    pub(super) fn rgb<W: Wide>(&mut self, wide: W, crop: Crop, into: &mut Decoded) -> Crop {
+        // Registers begin at a sample of colour.
+        let left = crop.left % 2;
+        (into.width, into.height) = (left + crop.width, crop.height);
+        let length = into.width * 3;
+        into.rgb.resize(crop.height * length + MOST_PIXELS * 3 + LANE, 0);
+        let [across, down] = self.sharing.size();
+        let (width, height) = (self.width.next_multiple_of(across), self.height.next_multiple_of(down));
+        let size = [width / across, height / down];
+        let colours = &self.samples[width * height..];
+        let planes = [colours, &colours[size[0] * size[1]..]];
+        for row in 0..crop.height {
+            let number = crop.top + row;
+            let rows = self.sharing.rows(number, size[1]);
+            let work = Row {
+                wide,
+                sharing: self.sharing,
+                light: &self.samples[number * width + crop.left - left..],
+                colours: planes.map(|plane| rows.map(|row| &plane[row * size[0]..])),
+                first: (crop.left - left) / across,
+                samples: size[0],
+                pixels: into.width,
+                sums: &mut self.sums,
+                // What is written behind a row is overwritten by the next one.
+                out: &mut into.rgb[row * length..],
+            };
+            wide.vectorize(work);
+        }
+        into.rgb.truncate(crop.height * length);
+        Crop { top: 0, left, ..crop }
+    }
+}
+
+/// A row of pixels from an even column on.
+struct Row<'a, W: Wide> {
+    wide: W,
+    sharing: Sharing,
+    light: &'a [u8],
+    /// Of Cb and Cr the nearest and the next nearest row, and what lies behind.
+    colours: [[&'a [u8]; 2]; 2],
+    /// The first pixel's sample of colour.
+    first: usize,
+    /// Samples of colour in the whole row.
+    samples: usize,
+    pixels: usize,
+    /// Three quarters and a quarter of two rows, in quarters; from the sample before the first on.
+    sums: &'a mut [Vec<u16>; 2],
+    out: &'a mut [u8],
+}
+
+impl<W: Wide> NullaryFnOnce for Row<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(mut self) {
+        if self.sharing != Sharing::None {
+            self.add_rows(0);
+            self.add_rows(1);
+        }
+        let step = W::LANES * LANE;
+        for block in 0..self.pixels.div_ceil(step) {
+            let (blue, red) = (self.colour(0, block), self.colour(1, block));
+            let light = halves(self.wide, self.wide.load(self.light, block * step));
+            let pixels = rgb(self.wide, light, blue, red);
+            let out = &mut self.out[block * step * 3..];
+            let mut at = 0;
+            for lane in 0..W::LANES {
+                for four in &pixels {
+                    // What is written behind four pixels is overwritten by the next four.
+                    out[at..at + LANE].copy_from_slice(&four.as_ref()[lane]);
+                    at += LANE / 4 * 3;
+                }
+            }
+        }
+    }
+}
+
+impl<W: Wide> Row<'_, W> {
+    /// [`Row::sums`] of one colour.
+    #[inline(always)]
+    fn add_rows(&mut self, which: usize) {
+        let sums = &mut self.sums[which];
+        let count = self.pixels.div_ceil(2) + 2;
+        sums.resize(count + MOST_PIXELS / 2, 0);
+        let before = usize::from(self.first == 0);
+        let from = self.first + before - 1;
+        let end = (self.first + count - 1).min(self.samples);
+        let [near, far] = self.colours[which];
+        let (near, far) = (&near[from..end], &far[from..end]);
+        for ((sum, &near), &far) in sums[before..].iter_mut().zip(near).zip(far) {
+            *sum = 3 * u16::from(near) + u16::from(far);
+        }
+        // At a border the sample itself is its neighbour.
+        if before == 1 {
+            sums[0] = sums[1];
+        }
+        let made = before + end - from;
+        sums[made] = sums[made - 1];
+    }
+
+    /// One colour of a block of pixels, less 128: of the first eight pixels of each lane, and of the others.
+    #[inline(always)]
+    fn colour(&self, which: usize, block: usize) -> [W::Register; 2] {
+        let wide = self.wide;
+        if self.sharing == Sharing::None {
+            let [one, two] =
+                halves(wide, wide.load(self.colours[which][0], self.first + block * W::LANES * LANE));
+            let middle = wide.splat(both(128));
+            return [wide.subtract_words(one, middle), wide.subtract_words(two, middle)];
+        }
+        let sums: &[u8] = cast_slice(&self.sums[which]);
+        let at = block * W::LANES * LANE;
+        let (last, this, next) = (wide.load(sums, at), wide.load(sums, at + 2), wide.load(sums, at + 4));
+        let three = wide.add_words(wide.add_words(this, this), this);
+        let [even, odd] = self.sharing.rounding();
+        let even = wide.add_words(wide.add_words(three, last), wide.splat(both(even - 128 * 16)));
+        let odd = wide.add_words(wide.add_words(three, next), wide.splat(both(odd - 128 * 16)));
+        let (even, odd) = (wide.sixteenths(even), wide.sixteenths(odd));
+        [wide.interleave_words(even, odd, false), wide.interleave_words(even, odd, true)]
+    }
+}
+
+/// Bytes as 16-bit numbers: the first eight of each lane, and the others.
+#[inline(always)]
+fn halves<W: Wide>(wide: W, bytes: W::Register) -> [W::Register; 2] {
+    let nothing = wide.splat(0);
+    [wide.interleave(bytes, nothing, false), wide.interleave(bytes, nothing, true)]
+}
+
+/// The same 16-bit number twice.
+const fn both(word: i16) -> i32 {
+    pair(word, word)
+}
+
+const fn pair(first: i16, second: i16) -> i32 {
+    (second as i32) << 16 | (first as u16 as i32)
+}
+
+/// What Cb and Cr give to a channel in 65536ths, without whole ones: those are added apart, for a factor has 16 bits.
+const RED: i32 = pair(0, (91_881 - 65_536) as i16);
+const GREEN: i32 = pair(-22_554, (65_536 - 46_802) as i16);
+const BLUE: i32 = pair((116_130 - 2 * 65_536) as i16, 0);
+
+/// Pixels, four to a lane of each register, from their brightness and colours in 16-bit numbers.
+#[inline(always)]
+fn rgb<W: Wide>(
+    wide: W,
+    light: [W::Register; 2],
+    blue: [W::Register; 2],
+    red: [W::Register; 2],
+) -> [impl AsRef<[[u8; LANE]]>; 4] {
+    let nothing = wide.splat(0);
+    let mut channels = [[nothing; 4]; 3];
+    for half in 0..2 {
+        let (light, blue, red) = (light[half], blue[half], red[half]);
+        let whole = [
+            wide.add_words(light, red),
+            wide.subtract_words(light, red),
+            wide.add_words(light, wide.add_words(blue, blue)),
+        ];
+        for upper in [false, true] {
+            let colours = wide.interleave_words(blue, red, upper);
+            let place = half * 2 + usize::from(upper);
+            for (channel, factors) in [RED, GREEN, BLUE].into_iter().enumerate() {
+                // A half below the whole numbers.
+                let sum = wide.interleave_words(wide.splat(both(i16::MIN)), whole[channel], upper);
+                let sum = wide.add_products(sum, colours, wide.splat(factors));
+                channels[channel][place] = wide.upper_words(sum);
+            }
+        }
+    }
+    let [red, green, blue] = [wide.pack(channels[0]), wide.pack(channels[1]), wide.pack(channels[2])];
+    let mut fours = [nothing; 4];
+    for upper in [false, true] {
+        let (two, one) = (wide.interleave(red, green, upper), wide.interleave(blue, nothing, upper));
+        fours[usize::from(upper) * 2] = wide.rgb(wide.interleave_words(two, one, false));
+        fours[usize::from(upper) * 2 + 1] = wide.rgb(wide.interleave_words(two, one, true));
+    }
+    let [a, b, c, d] = fours;
+    [wide.lanes(a), wide.lanes(b), wide.lanes(c), wide.lanes(d)]
+}
