@@ -58,12 +58,18 @@ pub(crate) trait Wide: Copy {
     fn add_words(self, a: Self::Register, b: Self::Register) -> Self::Register;
     /// `a - b` of 16-bit numbers.
     fn subtract_words(self, a: Self::Register, b: Self::Register) -> Self::Register;
-    /// 16-bit numbers without their lowest four bits, rounded down.
+    /// The upper 16 bits of `a * b` of 16-bit numbers.
+    fn upper_products(self, a: Self::Register, b: Self::Register) -> Self::Register;
+    /// 16-bit numbers halved, rounded down.
+    fn halves(self, words: Self::Register) -> Self::Register;
+    /// 16-bit numbers divided by 16, rounded down.
     fn sixteenths(self, words: Self::Register) -> Self::Register;
     /// As [`Wide::interleave`], of 16-bit numbers.
     fn interleave_words(self, one: Self::Register, two: Self::Register, upper: bool) -> Self::Register;
-    /// 32-bit numbers without their lowest sixteen bits, rounded down.
-    fn upper_words(self, numbers: Self::Register) -> Self::Register;
+    /// The upper 16 bits of 32-bit numbers; in each lane two times four of them.
+    fn upper_words(self, one: Self::Register, two: Self::Register) -> Self::Register;
+    /// In each lane two times eight 16-bit numbers, clipped to bytes.
+    fn pack_words(self, one: Self::Register, two: Self::Register) -> Self::Register;
 
     /// One channel of each lane's four pixels as numbers, the last pixel first if `mirrored`.
     fn channel(self, pixels: Self::Register, channel: usize, mirrored: bool) -> Self::Floats;

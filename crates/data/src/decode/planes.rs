@@ -165,7 +165,7 @@ impl<W: Wide> NullaryFnOnce for Row<'_, W> {
         let step = W::LANES * LANE;
         for block in 0..self.pixels.div_ceil(step) {
             let (blue, red) = (self.colour(0, block), self.colour(1, block));
-            let light = halves(self.wide, self.wide.load(self.light, block * step));
+            let light = words(self.wide, self.wide.load(self.light, block * step));
             let pixels = rgb(self.wide, light, blue, red);
             let out = &mut self.out[block * step * 3..];
             let mut at = 0;
@@ -209,7 +209,7 @@ impl<W: Wide> Row<'_, W> {
         let wide = self.wide;
         if self.sharing == Sharing::None {
             let [one, two] =
-                halves(wide, wide.load(self.colours[which][0], self.first + block * W::LANES * LANE));
+                words(wide, wide.load(self.colours[which][0], self.first + block * W::LANES * LANE));
             let middle = wide.splat(both(128));
             return [wide.subtract_words(one, middle), wide.subtract_words(two, middle)];
         }
@@ -227,7 +227,7 @@ impl<W: Wide> Row<'_, W> {
 
 /// Bytes as 16-bit numbers: the first eight of each lane, and the others.
 #[inline(always)]
-fn halves<W: Wide>(wide: W, bytes: W::Register) -> [W::Register; 2] {
+fn words<W: Wide>(wide: W, bytes: W::Register) -> [W::Register; 2] {
     let nothing = wide.splat(0);
     [wide.interleave(bytes, nothing, false), wide.interleave(bytes, nothing, true)]
 }
@@ -241,10 +241,10 @@ const fn pair(first: i16, second: i16) -> i32 {
     (second as i32) << 16 | (first as u16 as i32)
 }
 
-/// What Cb and Cr give to a channel in 65536ths, without whole ones: those are added apart, for a factor has 16 bits.
-const RED: i32 = pair(0, (91_881 - 65_536) as i16);
-const GREEN: i32 = pair(-22_554, (65_536 - 46_802) as i16);
-const BLUE: i32 = pair((116_130 - 2 * 65_536) as i16, 0);
+/// Factors in 65536ths, less what makes them fit into 16 bits: 65536, or twice that, which is added apart.
+const RED: i16 = (91_881 - 65_536) as i16;
+const GREEN: [i16; 2] = [-22_554, (65_536 - 46_802) as i16];
+const BLUE: i16 = (116_130 - 2 * 65_536) as i16;
 
 /// Pixels, four to a lane of each register, from their brightness and colours in 16-bit numbers.
 #[inline(always)]
@@ -255,26 +255,18 @@ fn rgb<W: Wide>(
     red: [W::Register; 2],
 ) -> [impl AsRef<[[u8; LANE]]>; 4] {
     let nothing = wide.splat(0);
-    let mut channels = [[nothing; 4]; 3];
+    let mut channels = [[nothing; 2]; 3];
     for half in 0..2 {
         let (light, blue, red) = (light[half], blue[half], red[half]);
-        let whole = [
-            wide.add_words(light, red),
-            wide.subtract_words(light, red),
-            wide.add_words(light, wide.add_words(blue, blue)),
-        ];
-        for upper in [false, true] {
-            let colours = wide.interleave_words(blue, red, upper);
-            let place = half * 2 + usize::from(upper);
-            for (channel, factors) in [RED, GREEN, BLUE].into_iter().enumerate() {
-                // A half below the whole numbers.
-                let sum = wide.interleave_words(wide.splat(both(i16::MIN)), whole[channel], upper);
-                let sum = wide.add_products(sum, colours, wide.splat(factors));
-                channels[channel][place] = wide.upper_words(sum);
-            }
-        }
+        let red_part = wide.add_words(red, product(wide, red, RED));
+        let blue_part = wide.add_words(wide.add_words(blue, blue), product(wide, blue, BLUE));
+        channels[0][half] = wide.add_words(light, red_part);
+        channels[1][half] = green(wide, wide.subtract_words(light, red), blue, red);
+        channels[2][half] = wide.add_words(light, blue_part);
     }
-    let [red, green, blue] = [wide.pack(channels[0]), wide.pack(channels[1]), wide.pack(channels[2])];
+    let [red, green, blue] = channels;
+    let (red, green) = (wide.pack_words(red[0], red[1]), wide.pack_words(green[0], green[1]));
+    let blue = wide.pack_words(blue[0], blue[1]);
     let mut fours = [nothing; 4];
     for upper in [false, true] {
         let (two, one) = (wide.interleave(red, green, upper), wide.interleave(blue, nothing, upper));
@@ -283,4 +275,25 @@ fn rgb<W: Wide>(
     }
     let [a, b, c, d] = fours;
     [wide.lanes(a), wide.lanes(b), wide.lanes(c), wide.lanes(d)]
+}
+
+/// `colour * factor / 65536`, halves rounded up.
+#[inline(always)]
+fn product<W: Wide>(wide: W, colour: W::Register, factor: i16) -> W::Register {
+    let twice = wide.upper_products(wide.add_words(colour, colour), wide.splat(both(factor)));
+    wide.halves(wide.add_words(twice, wide.splat(both(1))))
+}
+
+/// `light` and what both colours give to green, which is rounded as one number.
+#[inline(always)]
+fn green<W: Wide>(wide: W, light: W::Register, blue: W::Register, red: W::Register) -> W::Register {
+    let mut sums = [light; 2];
+    for upper in [false, true] {
+        // A half below the whole number.
+        let half = wide.interleave_words(wide.splat(both(i16::MIN)), light, upper);
+        let colours = wide.interleave_words(blue, red, upper);
+        let factors = wide.splat(pair(GREEN[0], GREEN[1]));
+        sums[usize::from(upper)] = wide.add_products(half, colours, factors);
+    }
+    wide.upper_words(sums[0], sums[1])
 }

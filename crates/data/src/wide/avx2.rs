@@ -82,6 +82,16 @@ impl Wide for V3 {
     }
 
     #[inline(always)]
+    fn upper_products(self, a: __m256i, b: __m256i) -> __m256i {
+        self.avx2._mm256_mulhi_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn halves(self, words: __m256i) -> __m256i {
+        self.avx2._mm256_srai_epi16::<1>(words)
+    }
+
+    #[inline(always)]
     fn sixteenths(self, words: __m256i) -> __m256i {
         self.avx2._mm256_srai_epi16::<4>(words)
     }
@@ -95,8 +105,14 @@ impl Wide for V3 {
     }
 
     #[inline(always)]
-    fn upper_words(self, numbers: __m256i) -> __m256i {
-        self.avx2._mm256_srai_epi32::<16>(numbers)
+    fn upper_words(self, one: __m256i, two: __m256i) -> __m256i {
+        let (one, two) = (self.avx2._mm256_srai_epi32::<16>(one), self.avx2._mm256_srai_epi32::<16>(two));
+        self.avx2._mm256_packs_epi32(one, two)
+    }
+
+    #[inline(always)]
+    fn pack_words(self, one: __m256i, two: __m256i) -> __m256i {
+        self.avx2._mm256_packus_epi16(one, two)
     }
 
     #[inline(always)]

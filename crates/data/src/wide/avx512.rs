@@ -130,6 +130,16 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
+    fn upper_products(self, a: __m512i, b: __m512i) -> __m512i {
+        self.v4.avx512bw._mm512_mulhi_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn halves(self, words: __m512i) -> __m512i {
+        self.v4.avx512bw._mm512_srai_epi16::<1>(words)
+    }
+
+    #[inline(always)]
     fn sixteenths(self, words: __m512i) -> __m512i {
         self.v4.avx512bw._mm512_srai_epi16::<4>(words)
     }
@@ -143,8 +153,15 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
-    fn upper_words(self, numbers: __m512i) -> __m512i {
-        self.v4.avx512f._mm512_srai_epi32::<16>(numbers)
+    fn upper_words(self, one: __m512i, two: __m512i) -> __m512i {
+        let (one, two) =
+            (self.v4.avx512f._mm512_srai_epi32::<16>(one), self.v4.avx512f._mm512_srai_epi32::<16>(two));
+        self.v4.avx512bw._mm512_packs_epi32(one, two)
+    }
+
+    #[inline(always)]
+    fn pack_words(self, one: __m512i, two: __m512i) -> __m512i {
+        self.v4.avx512bw._mm512_packus_epi16(one, two)
     }
 
     #[inline(always)]
