@@ -48,7 +48,7 @@ pub struct BenchReport {
     /// Median over turns of ours divided by theirs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio_to_peer: Option<f64>,
-    /// The limit: JPEG to RGB and nothing else.
+    /// The limit: JPEG to RGB, the whole picture, and nothing else. A view needs the colours of its crop alone.
     pub decode_only_images_per_second: f64,
     /// JPEG to training view, without loader, batches and shards: what the loader costs is the difference.
     pub views_only_images_per_second: f64,

@@ -65,7 +65,8 @@ impl Server {
                     stream.set_nodelay(true).unwrap();
                     while let Some(head) = peek_head(&mut stream) {
                         let number = requests.fetch_add(1, Ordering::SeqCst);
-                        let path = head.split(' ').nth(1).unwrap().to_owned();
+                        // Google's client escapes full stops.
+                        let path = head.split(' ').nth(1).unwrap().replace("%2E", ".");
                         let fault = plan(&path, number);
                         faults.fetch_add(u64::from(fault.is_some()), Ordering::SeqCst);
                         std::thread::sleep(delay);
