@@ -95,6 +95,18 @@ fn decode_whole(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Re
     Ok(())
 }
 
+/// Bytes of memory that a thread keeps beyond what its picture needs, about: enough for pictures of one set.
+const KEPT: usize = 64 << 20;
+
+/// Brings memory that is used again to `length` bytes, which may be anything; after a huge picture it is given back.
+fn fit(memory: &mut Vec<u8>, length: usize) {
+    if memory.capacity() < length || memory.capacity() > length.saturating_add(KEPT) {
+        // Nothing is copied, and never are both there.
+        *memory = Vec::new();
+    }
+    memory.resize(length, 0);
+}
+
 fn is_jpeg(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0xff, 0xd8, 0xff])
 }
@@ -193,6 +205,19 @@ mod tests {
         let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
         image::ImageEncoder::write_image(encoder, raw, width, height, color).unwrap();
         bytes
+    }
+
+    #[test]
+    fn memory_is_used_again_and_that_of_a_huge_picture_given_back() {
+        let mut memory = vec![0; 1000];
+        let place = memory.as_ptr();
+        for length in [10, 1000, 500] {
+            fit(&mut memory, length);
+            assert!(memory.as_ptr() == place && memory.len() == length);
+        }
+        fit(&mut memory, 2 * KEPT);
+        fit(&mut memory, 1000);
+        assert!(memory.len() == 1000 && memory.capacity() < KEPT);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use turbojpeg::{Colorspace, DecompressHeader, Decompressor, Error, Image, PixelFormat, YuvImage};
 
-use super::{DecodeOptions, Decoded, check_size};
+use super::{DecodeOptions, Decoded, check_size, fit};
 use crate::error::SkipReason;
 
 /// Progressive files may ask for thousands of scans of the whole picture.
@@ -43,7 +43,7 @@ impl Target for Decoded {
     }
 }
 
-/// As [`super::decode_into`], for bytes that begin as a JPEG does.
+/// Decodes bytes that begin as a JPEG does, in full size, to planes or pixels; after an error these mean nothing.
 pub(super) fn decode(
     bytes: &[u8],
     options: &DecodeOptions,
@@ -117,7 +117,7 @@ fn decompress(bytes: &[u8], options: &DecodeOptions, into: &mut impl Target) -> 
     let four_inks = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if four_inks { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = width * format.size();
-    into.rgb.resize(pitch * height, 0);
+    fit(&mut into.rgb, pitch * height);
     let image = Image { pixels: into.rgb.as_mut_slice(), width, pitch, height, format };
     borne(decompressor.decompress(bytes, image))?;
     if four_inks {

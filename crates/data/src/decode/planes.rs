@@ -17,13 +17,13 @@ use pulp::NullaryFnOnce;
 use pulp::bytemuck::cast_slice;
 use turbojpeg::{Colorspace, DecompressHeader, Subsamp, YuvImage};
 
-use super::Decoded;
+use super::{Decoded, fit};
 use crate::resize::Crop;
 use crate::wide::{LANE, MOST_LANES, Wide};
 
 /// Pixels that are made together, at most.
 const MOST_PIXELS: usize = MOST_LANES * LANE;
-/// libjpeg-turbo repeats the colours of pictures that are no wider.
+/// Where pixels share samples of colour, libjpeg-turbo repeats those of pictures that are no wider.
 const NARROW: usize = 4;
 
 /// One JPEG's planes, in memory that is used again.
@@ -32,6 +32,10 @@ pub(super) struct Planes {
     pub(super) width: usize,
     pub(super) height: usize,
     sharing: Sharing,
+    /// Columns and rows of the plane of brightness.
+    light: [usize; 2],
+    /// Columns and rows of each plane of colour.
+    colour: [usize; 2],
     /// Y, Cb, Cr, and as much behind them as is loaded at once.
     samples: Vec<u8>,
     /// See [`Row::sums`].
@@ -60,26 +64,25 @@ impl Sharing {
         }
     }
 
-    /// Columns and rows that share a sample.
-    fn size(self) -> [usize; 2] {
+    /// The nearest sample to pixel `number` of a row.
+    fn column(self, number: usize) -> usize {
         match self {
-            Self::None => [1, 1],
-            Self::Across => [2, 1],
-            Self::Square => [2, 2],
+            Self::None => number,
+            Self::Across | Self::Square => number / 2,
         }
     }
 
     /// The nearest and the next nearest of `count` rows of samples to row `number` of the pixels.
     fn rows(self, number: usize, count: usize) -> [usize; 2] {
-        let near = number / self.size()[1];
+        let near = number / 2;
         match self {
             Self::Square if number.is_multiple_of(2) => [near, near.saturating_sub(1)],
             Self::Square => [near, (near + 1).min(count - 1)],
-            Self::None | Self::Across => [near, near],
+            Self::None | Self::Across => [number, number],
         }
     }
 
-    /// What is added to sixteenths, in even and in odd columns, before they are cut off.
+    /// What is added to sixteenths, in even and in odd columns, before they are cut off; without sharing there are none.
     fn rounding(self) -> [i16; 2] {
         match self {
             Self::None | Self::Square => [8, 7],
@@ -93,12 +96,17 @@ impl Planes {
     pub(super) fn room(&mut self, header: &DecompressHeader) -> Option<YuvImage<&mut [u8]>> {
         let (width, height, subsamp) = (header.width, header.height, header.subsamp);
         self.sharing = Sharing::of(subsamp)?;
-        if header.colorspace != Colorspace::YCbCr || header.is_lossless || width <= NARROW {
+        let narrow = width <= NARROW && self.sharing != Sharing::None;
+        if header.colorspace != Colorspace::YCbCr || header.is_lossless || narrow {
             return None;
         }
         (self.width, self.height) = (width, height);
+        let shape = YuvImage { pixels: (), width, align: 1, height, subsamp };
+        (self.light, self.colour) = (shape.y_size().into(), shape.uv_size().into());
+        // libjpeg-turbo makes no larger planes, only larger pictures.
+        i32::try_from(self.light[0].checked_mul(self.light[1])?).ok()?;
         let length = turbojpeg::yuv_pixels_len(width, 1, height, subsamp).ok()?;
-        self.samples.resize(length + MOST_PIXELS, 0);
+        fit(&mut self.samples, length + MOST_PIXELS);
         Some(YuvImage { pixels: &mut self.samples[..length], width, align: 1, height, subsamp })
     }
 
@@ -108,22 +116,20 @@ impl Planes {
         let left = crop.left % 2;
         (into.width, into.height) = (left + crop.width, crop.height);
         let length = into.width * 3;
-        into.rgb.resize(crop.height * length + MOST_PIXELS * 3 + LANE, 0);
-        let [across, down] = self.sharing.size();
-        let (width, height) = (self.width.next_multiple_of(across), self.height.next_multiple_of(down));
-        let size = [width / across, height / down];
-        let colours = &self.samples[width * height..];
-        let planes = [colours, &colours[size[0] * size[1]..]];
+        fit(&mut into.rgb, crop.height * length + MOST_PIXELS * 3 + LANE);
+        let [light, colour] = [self.light, self.colour];
+        let colours = &self.samples[light[0] * light[1]..];
+        let planes = [colours, &colours[colour[0] * colour[1]..]];
         for row in 0..crop.height {
             let number = crop.top + row;
-            let rows = self.sharing.rows(number, size[1]);
+            let rows = self.sharing.rows(number, colour[1]);
             let work = Row {
                 wide,
                 sharing: self.sharing,
-                light: &self.samples[number * width + crop.left - left..],
-                colours: planes.map(|plane| rows.map(|row| &plane[row * size[0]..])),
-                first: (crop.left - left) / across,
-                samples: size[0],
+                light: &self.samples[number * light[0] + crop.left - left..],
+                colours: planes.map(|plane| rows.map(|row| &plane[row * colour[0]..])),
+                first: self.sharing.column(crop.left - left),
+                samples: colour[0],
                 pixels: into.width,
                 sums: &mut self.sums,
                 // What is written behind a row is overwritten by the next one.
@@ -241,7 +247,8 @@ const fn pair(first: i16, second: i16) -> i32 {
     (second as i32) << 16 | (first as u16 as i32)
 }
 
-/// Factors in 65536ths, less what makes them fit into 16 bits: 65536, or twice that, which is added apart.
+/// Factors in 65536ths of the colours. Those beyond 16 bits are brought there by whole ones: red is less by one and
+/// blue by two, which are added apart; the second of green is more by one, which is subtracted apart.
 const RED: i16 = (91_881 - 65_536) as i16;
 const GREEN: [i16; 2] = [-22_554, (65_536 - 46_802) as i16];
 const BLUE: i16 = (116_130 - 2 * 65_536) as i16;

@@ -1,7 +1,7 @@
 //! D5 of the matrix, for JPEG alone: what one picture leaves behind for the next of its thread, and what libjpeg merely
 //! warns of.
 
-use data::{DecodeOptions, Decoded, SkipReason, decode};
+use data::{DecodeOptions, Decoded, SkipReason, Transform, TransformConfig, decode};
 use proptest::prelude::*;
 use turbojpeg::{Compressor, Image, PixelFormat};
 
@@ -13,8 +13,18 @@ fn fresh(bytes: &[u8]) -> Outcome {
     std::thread::spawn(move || decode(&bytes, &DecodeOptions::default())).join().unwrap()
 }
 
+/// What the decoder of this thread says, of whole pictures and of views for training, which are decoded in another way.
 fn here(bytes: &[u8]) -> Outcome {
-    decode(bytes, &DecodeOptions { max_pixels: 1_000_000, ..DecodeOptions::default() })
+    let config = TransformConfig { image_size: 8, max_pixels: 1_000_000, ..TransformConfig::default() };
+    let transform = Transform::new(config).unwrap();
+    let whole = decode(bytes, &transform.decode_options());
+    for sample in 0..4 {
+        let mut view = vec![0.0; 3 * 8 * 8];
+        let said = transform.train_file(bytes, 1, sample, 0, &mut view).map(|()| view);
+        let expected = whole.as_ref().map(|whole| transform.train(whole, 1, sample, 0).values);
+        assert!(said.as_ref() == expected.as_ref().map_err(|reason| *reason), "{said:?} for {expected:?}");
+    }
+    whole
 }
 
 /// A picture with something in it.
