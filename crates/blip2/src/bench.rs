@@ -110,7 +110,7 @@ fn print(report: &BenchReport) {
         println!("  ours / Python      {ratio:>10.2}");
     }
     println!("the limit:");
-    println!("  decoding whole     {:>10.0} images a second", report.decode_only_images_per_second);
+    println!("  decoding alone     {:>10.0} images a second", report.decode_only_images_per_second);
     println!("  decoding + view    {:>10.0} images a second", report.views_only_images_per_second);
     println!("  reading alone      {:>10.0} samples a second", report.read_only_samples_per_second);
     println!("  reading 1 KB each  {:>10.0} samples a second", report.read_small_samples_per_second);

@@ -99,7 +99,7 @@ fn decode_whole(bytes: &[u8], options: &DecodeOptions, into: &mut Decoded) -> Re
 const KEPT: usize = 64 << 20;
 
 /// Brings memory that is used again to `length` bytes, which may be anything; after a huge picture it is given back.
-fn fit(memory: &mut Vec<u8>, length: usize) {
+fn reuse(memory: &mut Vec<u8>, length: usize) {
     if memory.capacity() < length || memory.capacity() > length.saturating_add(KEPT) {
         // Nothing is copied, and never are both there.
         *memory = Vec::new();
@@ -212,11 +212,11 @@ mod tests {
         let mut memory = vec![0; 1000];
         let place = memory.as_ptr();
         for length in [10, 1000, 500] {
-            fit(&mut memory, length);
+            reuse(&mut memory, length);
             assert!(memory.as_ptr() == place && memory.len() == length);
         }
-        fit(&mut memory, 2 * KEPT);
-        fit(&mut memory, 1000);
+        reuse(&mut memory, 2 * KEPT);
+        reuse(&mut memory, 1000);
         assert!(memory.len() == 1000 && memory.capacity() < KEPT);
     }
 

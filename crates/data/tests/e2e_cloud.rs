@@ -11,80 +11,62 @@ use common::Shard;
 use common::server::{Fault, Server};
 use data::{Index, RemoteOptions};
 
-/// Reads a bucket's `a.tar` with what the environment says; it is set for a process of its own by [`d10_a_bucket`].
-fn reads(url: &str) {
+/// Names the shard to read.
+const SHARD: &str = "BLIP2_TEST_SHARD";
+
+/// Reads the shard that the environment names, with what else that says; started by [`is_read`], which sets it.
+#[test]
+#[ignore = "a part of a test that needs an environment of its own"]
+fn reads_the_bucket() {
     let dir = tempfile::tempdir().unwrap();
     let options = RemoteOptions {
         stall_timeout: Duration::from_millis(500),
         backoff: Duration::from_millis(10),
         ..RemoteOptions::new(dir.path())
     };
-    let index = Index::open_sets(&[vec![url.into()]], Some(options)).unwrap();
+    let index = Index::open_sets(&[vec![std::env::var(SHARD).unwrap()]], Some(options)).unwrap();
     assert_eq!((0..index.len()).filter(|&sample| index.read(sample).is_ok()).count(), 50);
 }
 
 #[test]
-#[ignore = "a part of a test that needs an environment of its own"]
-fn reads_s3() {
-    reads("s3://bucket/a.tar");
-}
-
-#[test]
-#[ignore = "a part of a test that needs an environment of its own"]
-fn reads_gs() {
-    reads("gs://bucket/a.tar");
-}
-
-#[test]
-#[ignore = "a part of a test that needs an environment of its own"]
-fn reads_az() {
-    reads("az://bucket/a.tar");
-}
-
-#[test]
 fn d10_a_bucket_of_s3_is_read_through_faults() {
-    d10_a_bucket("reads_s3", "/bucket/a.tar", |server| {
-        vec![
-            ("AWS_ENDPOINT", server.into()),
-            ("AWS_ALLOW_HTTP", "true".into()),
-            ("AWS_REGION", "us-east-1".into()),
-            ("AWS_ACCESS_KEY_ID", "key".into()),
-            ("AWS_SECRET_ACCESS_KEY", "word".into()),
-        ]
-    });
+    let account = [
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "word"),
+    ];
+    is_read("s3://bucket/a.tar", "/bucket/a.tar", "AWS_ENDPOINT", &account);
 }
 
 #[test]
 fn d10_a_bucket_of_google_is_read_through_faults() {
-    d10_a_bucket("reads_gs", "/bucket/a.tar", |server| {
-        vec![
-            ("GOOGLE_BASE_URL", server.into()),
-            ("GOOGLE_ALLOW_HTTP", "true".into()),
-            ("GOOGLE_BEARER_TOKEN", "word".into()),
-        ]
-    });
+    let account = [("GOOGLE_ALLOW_HTTP", "true"), ("GOOGLE_BEARER_TOKEN", "word")];
+    is_read("gs://bucket/a.tar", "/bucket/a.tar", "GOOGLE_BASE_URL", &account);
 }
 
 #[test]
 fn d10_a_container_of_azure_is_read_through_faults() {
-    // The account and key that Azure's emulator is known by.
-    d10_a_bucket("reads_az", "/devstoreaccount1/bucket/a.tar", |server| {
-        vec![("AZURE_STORAGE_USE_EMULATOR", "true".into()), ("AZURITE_BLOB_STORAGE_URL", server.into())]
-    });
+    // The account that Azure's emulator is known by.
+    let (path, account) = ("/devstoreaccount1/bucket/a.tar", [("AZURE_STORAGE_USE_EMULATOR", "true")]);
+    is_read("az://bucket/a.tar", path, "AZURITE_BLOB_STORAGE_URL", &account);
 }
 
-/// `part` reads the shard at `path` of a server that fails twice behind the first request.
-fn d10_a_bucket(part: &str, path: &str, environment: impl Fn(&str) -> Vec<(&'static str, String)>) {
+/// `shard` is read from a server that has it at `path`, is named by the variable `endpoint`, and fails twice behind the
+/// first request.
+fn is_read(shard: &str, path: &str, endpoint: &str, account: &[(&str, &str)]) {
     for fault in [None, Some(Fault::Status(503)), Some(Fault::Short), Some(Fault::Stall)] {
         let server = Server::start(Duration::ZERO, move |path, number| {
             fault.filter(|_| !path.ends_with(".index") && number < 3)
         });
-        let mut shard = Shard::new();
-        shard.samples("a", 50);
-        server.put(path, shard.bytes());
+        let mut contents = Shard::new();
+        contents.samples("a", 50);
+        server.put(path, contents.bytes());
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", part])
-            .envs(environment(&server.url))
+            .args(["--ignored", "--exact", "reads_the_bucket"])
+            .env(SHARD, shard)
+            .env(endpoint, &server.url)
+            .envs(account.iter().copied())
             .env("NO_PROXY", "127.0.0.1")
             .output()
             .unwrap();

@@ -8,7 +8,7 @@
 
 use turbojpeg::{Colorspace, DecompressHeader, Decompressor, Error, Image, PixelFormat, YuvImage};
 
-use super::{DecodeOptions, Decoded, check_size, fit};
+use super::{DecodeOptions, Decoded, check_size, reuse};
 use crate::error::SkipReason;
 
 /// Progressive files may ask for thousands of scans of the whole picture.
@@ -117,7 +117,7 @@ fn decompress(bytes: &[u8], options: &DecodeOptions, into: &mut impl Target) -> 
     let four_inks = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if four_inks { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = width * format.size();
-    fit(&mut into.rgb, pitch * height);
+    reuse(&mut into.rgb, pitch * height);
     let image = Image { pixels: into.rgb.as_mut_slice(), width, pitch, height, format };
     borne(decompressor.decompress(bytes, image))?;
     if four_inks {

@@ -17,7 +17,7 @@ use pulp::NullaryFnOnce;
 use pulp::bytemuck::cast_slice;
 use turbojpeg::{Colorspace, DecompressHeader, Subsamp, YuvImage};
 
-use super::{Decoded, fit};
+use super::{Decoded, reuse};
 use crate::resize::Crop;
 use crate::wide::{LANE, MOST_LANES, Wide};
 
@@ -106,7 +106,7 @@ impl Planes {
         // libjpeg-turbo makes no larger planes, only larger pictures.
         i32::try_from(self.light[0].checked_mul(self.light[1])?).ok()?;
         let length = turbojpeg::yuv_pixels_len(width, 1, height, subsamp).ok()?;
-        fit(&mut self.samples, length + MOST_PIXELS);
+        reuse(&mut self.samples, length + MOST_PIXELS);
         Some(YuvImage { pixels: &mut self.samples[..length], width, align: 1, height, subsamp })
     }
 
@@ -116,7 +116,7 @@ impl Planes {
         let left = crop.left % 2;
         (into.width, into.height) = (left + crop.width, crop.height);
         let length = into.width * 3;
-        fit(&mut into.rgb, crop.height * length + MOST_PIXELS * 3 + LANE);
+        reuse(&mut into.rgb, crop.height * length + MOST_PIXELS * 3 + LANE);
         let [light, colour] = [self.light, self.colour];
         let colours = &self.samples[light[0] * light[1]..];
         let planes = [colours, &colours[colour[0] * colour[1]..]];
