@@ -129,8 +129,8 @@ impl Watchdog {
     /// One that somebody stopped is blamed wherever it stands. When another hangs, its peers soon wait for it and are
     /// silent too: so blame goes to the one that has come least far and does not merely wait for peers, of equals to
     /// the one that computes; and only if it is overdue itself, for a peer may wait for one that writes a checkpoint, and has
-    /// had a processor. While a rank of another node, of which `others` tells, has come less far, the watchdog there has the
-    /// word.
+    /// had a processor. Where all wait for peers, none has waited in vain for longer than the last to come. While a rank of
+    /// another node, of which `others` tells, has come less far, the watchdog there has the word.
     pub(crate) fn hang(
         &self,
         now_ns: u64,
@@ -155,16 +155,17 @@ impl Watchdog {
         };
         let last = running().min_by_key(distance)?;
         let own = Standing::of(last.1, silence(last.1, now_ns));
+        let all_silent_for = |least| {
+            running().all(|worker| silent_for(least)(&worker))
+                && others.is_none_or(|others| others.silent() > least)
+        };
         let overdue = match self.deadline(last.1.phase) {
-            Some(deadline) => {
-                silent_for(deadline)(&last) && !others.is_some_and(|others| others.is_behind(&own))
-            }
+            Some(_) if others.is_some_and(|others| others.is_behind(&own)) => false,
+            // All wait for peers: the one that they waited for has come, and may have come just now.
+            Some(deadline) if last.1.phase.waits_for_peers() => all_silent_for(deadline),
+            Some(deadline) => silent_for(deadline)(&last),
             // Nobody knows how long this may take; where the others get on, it may be waiting for them.
-            None => {
-                let unknown = self.patience.unknown;
-                running().all(|worker| silent_for(unknown)(&worker))
-                    && others.is_none_or(|others| others.silent() > unknown)
-            }
+            None => all_silent_for(self.patience.unknown),
         };
         (overdue && vital(last.0) != Vital::Starved).then(|| hang(last, false))
     }

@@ -100,7 +100,7 @@ fn all_who_wait_in_an_exchange_are_given_time_for_the_one_that_they_wait_for() {
     team.steps(0..20);
     team.all(WorkerPhase::Compute, 20);
     team.all(WorkerPhase::Exchange, 20);
-    let there = Standing::of(&team.beats[0], Duration::from_secs(15));
+    let there = |seconds| standing(WorkerPhase::Exchange, 20, seconds);
     team.now += 15_000 * MS;
     assert_eq!(team.hang_beside(standing(WorkerPhase::Save, 19, 15)), None, "it writes a checkpoint");
     assert_eq!(
@@ -108,9 +108,27 @@ fn all_who_wait_in_an_exchange_are_given_time_for_the_one_that_they_wait_for() {
         None,
         "its own watchdog has the word"
     );
-    assert_eq!(team.hang_beside(there), None, "the network is given twice the time");
+    assert_eq!(team.hang_beside(there(15)), None, "the network is given twice the time");
     team.now += 5_000 * MS;
-    assert_eq!(team.hang_beside(there).unwrap().phase, WorkerPhase::Exchange);
+    assert_eq!(team.hang_beside(there(20)).unwrap().phase, WorkerPhase::Exchange);
+}
+
+#[test]
+fn who_has_waited_long_does_not_hang_when_the_last_comes() {
+    for phase in [WorkerPhase::Exchange, WorkerPhase::Reduce] {
+        let mut team = Team::new(2);
+        team.steps(0..20);
+        team.enter(0, phase, 20);
+        team.enter(1, WorkerPhase::Save, 19);
+        team.now += 600_000 * MS;
+        team.enter(1, phase, 20);
+        assert_eq!(team.hang(&|_| Vital::Waits), None, "{phase:?}: averaged now");
+        team.now += 15_000 * MS;
+        assert_eq!(team.hang_beside(standing(phase, 20, 1)), None, "{phase:?}: of another node");
+        assert_eq!(team.hang(&|_| Vital::Waits), None, "{phase:?}: twice the time");
+        team.now += 5_000 * MS;
+        assert_eq!(team.hang(&|_| Vital::Waits).unwrap().phase, phase);
+    }
 }
 
 #[test]
