@@ -122,7 +122,7 @@ fn start(
         patience: Patience::default(),
     };
     if options.dry_run {
-        print!("{}", launch::dry_run(&spec)?);
+        print!("{}", launch::dry_run(&spec));
         return Ok(ExitCode::SUCCESS);
     }
     Ok(launch::launch_unless(signals, &spec, say)?.into())

@@ -3,12 +3,13 @@
 //! A test starts this very program once per rank, with [`RANK`] in its environment and [`rank_process`] as its test.
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod processes;
 mod suite;
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use collectives::{
@@ -16,12 +17,11 @@ use collectives::{
     connect_over, connect_within,
 };
 use launch::{Source, World};
+use processes::{RANK, Ranks, free_port, world};
 use suite::conforms;
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_bridge::Store;
 
-/// `SCENARIO RANK WORLD_SIZE PORT GENERATION FOLDER`.
-const RANK: &str = "BLIP2_TEST_RANK";
 const IMPATIENT: Timeouts = Timeouts { init: Duration::from_secs(20), operation: Duration::from_secs(2) };
 
 // ---- tests
@@ -48,7 +48,8 @@ fn gloo_conforms_with_3_ranks() {
 #[test]
 fn gloo_conforms_with_1_rank() {
     let folder = tempfile::tempdir().unwrap();
-    let world = world(0, 1, free_port(), 0);
+    let port = free_port();
+    let world = world(0, 1, port.number(), 0);
     conforms(&connect_over(Fabric::Gloo, &world, Device::Cpu, IMPATIENT).unwrap(), folder.path());
 }
 
@@ -109,7 +110,7 @@ fn a_silent_peer_is_a_timeout() {
 fn a_rank_that_never_comes_is_a_timeout() {
     let hasty = Timeouts { init: Duration::from_secs(2), operation: Duration::from_secs(2) };
     let started = Instant::now();
-    let error = connect_within(&world(0, 2, free_port(), 0), Device::Cpu, hasty).err().unwrap();
+    let error = connect_within(&world(0, 2, free_port().number(), 0), Device::Cpu, hasty).err().unwrap();
     let CommError::TimedOut { rank: 0, operation: Operation::Rendezvous, .. } = error else {
         panic!("{error}")
     };
@@ -119,7 +120,8 @@ fn a_rank_that_never_comes_is_a_timeout() {
 /// Rank 1's error where rank 0 is to be met at `host`, and how long it took.
 fn cannot_join(host: &str) -> (String, Duration) {
     let hasty = Timeouts { init: Duration::from_secs(2), operation: Duration::from_secs(2) };
-    let world = World { master_addr: host.into(), ..world(1, 2, free_port(), 0) };
+    let port = free_port();
+    let world = World { master_addr: host.into(), ..world(1, 2, port.number(), 0) };
     let started = Instant::now();
     let error = connect_within(&world, Device::Cpu, hasty).err().unwrap();
     assert!(matches!(&error, CommError::Unreachable { rank: 1, seconds: 2, .. }), "{error}");
@@ -145,7 +147,7 @@ fn a_meeting_place_that_cannot_be_reached_is_explained() {
 #[test]
 fn rank_0_on_another_machines_address_is_told_its_own() {
     // TEST-NET-3 (RFC 5737) belongs to nobody.
-    let world = World { master_addr: "203.0.113.1".into(), ..world(0, 2, free_port(), 0) };
+    let world = World { master_addr: "203.0.113.1".into(), ..world(0, 2, free_port().number(), 0) };
     let started = Instant::now();
     let error = connect_within(&world, Device::Cpu, IMPATIENT).err().unwrap();
     assert!(matches!(error, CommError::Address { rank: 0, .. }), "{error}");
@@ -284,8 +286,9 @@ fn peer_is_replaced(group: &dyn ProcessGroup, folder: &Path) {
     group.abort();
     assert!(group.barrier().is_err(), "it is of no more use");
     let (new, port) = (folder.join("port.new"), folder.join("port"));
+    let free = free_port();
     if group.rank() == 0 {
-        fs::write(&new, free_port().to_string()).and_then(|()| fs::rename(&new, &port)).unwrap();
+        fs::write(&new, free.number().to_string()).and_then(|()| fs::rename(&new, &port)).unwrap();
     }
     while !port.exists() && started.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(1));
@@ -348,82 +351,6 @@ fn peer_is_silent(group: &dyn ProcessGroup, folder: &Path) {
     assert!(waited >= IMPATIENT.operation && waited < 5 * IMPATIENT.operation, "{waited:?}");
 }
 
-// ---- starting ranks
-
-struct Ranks {
-    children: Vec<Child>,
-    _folder: tempfile::TempDir,
-}
-
-impl Ranks {
-    fn start(scenario: &str, world_size: usize) -> Self {
-        Self::start_at(scenario, world_size, free_port(), 0)
-    }
-
-    fn start_at(scenario: &str, world_size: usize, port: u16, generation: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let start = |rank| {
-            let role =
-                format!("{scenario} {rank} {world_size} {port} {generation} {}", folder.path().display());
-            Command::new(std::env::current_exe().unwrap())
-                .args(["rank_process", "--exact", "--ignored", "--nocapture"])
-                .env(RANK, role)
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap()
-        };
-        Self { children: (0..world_size).map(start).collect(), _folder: folder }
-    }
-
-    fn all_succeed(self) {
-        self.end(None);
-    }
-
-    fn all_succeed_but_killed(self, killed: usize) {
-        self.end(Some(killed));
-    }
-
-    fn end(mut self, killed: Option<usize>) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        for (rank, child) in self.children.iter_mut().enumerate() {
-            let status = loop {
-                if let Some(status) = child.try_wait().unwrap() {
-                    break status;
-                }
-                assert!(Instant::now() < deadline, "rank {rank} hangs");
-                std::thread::sleep(Duration::from_millis(10));
-            };
-            assert_eq!(status.success(), Some(rank) != killed, "rank {rank}: {status}");
-        }
-    }
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 fn gpus() -> usize {
     usize::try_from(Cuda::device_count()).unwrap_or(0)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
-fn world(rank: usize, world_size: usize, master_port: u16, generation: u64) -> World {
-    let local = World::single();
-    World {
-        rank,
-        local_rank: rank,
-        world_size,
-        local_world_size: world_size,
-        master_port,
-        generation,
-        ..local
-    }
 }

@@ -131,6 +131,7 @@ fn warn_of_loopback(rdzv: &Rdzv, listening: &Listening, report: &dyn Fn(&str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ReservedPort;
 
     fn sorted(addresses: &[&str]) -> (Vec<String>, bool) {
         let (sorted, turned) = outside_first(addresses.iter().map(|text| text.parse().unwrap()).collect());
@@ -150,8 +151,8 @@ mod tests {
 
     #[test]
     fn who_listens_where_no_other_machine_comes_is_told() {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let rdzv = Rdzv { host: "127.0.0.1".into(), port };
+        let port = ReservedPort::on("127.0.0.1").unwrap();
+        let rdzv = Rdzv { host: "127.0.0.1".into(), port: port.number() };
         let lines = std::cell::RefCell::new(Vec::new());
         let report = |line: &str| lines.borrow_mut().push(line.to_owned());
         let signals = StopSignals::install().unwrap();

@@ -1,7 +1,6 @@
 //! Where this node stands in a generation, and what becomes of a generation: alone, or agreed with other nodes.
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -19,7 +18,7 @@ use crate::standing::Standing;
 use crate::stop::StopSignals;
 use crate::token::{hex, token};
 use crate::world::LOOPBACK;
-use crate::{Exit, LaunchError};
+use crate::{Exit, LaunchError, ReservedPort};
 
 const TICK: Duration = Duration::from_millis(20);
 /// After its workers have ended a node hears of the others within their grace.
@@ -27,8 +26,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 
 /// Who decides for this node.
 pub(crate) enum Meeting {
-    /// It does.
-    Alone { budget: Budget },
+    /// It does, and keeps the port of the last generation for its rank 0.
+    Alone { budget: Budget, port: Option<ReservedPort> },
     /// The coordinator on node 0.
     Member { member: Member, stop_told: bool },
 }
@@ -80,7 +79,10 @@ impl Meeting {
             Some(rdzv) => Self::of_several(spec, rdzv, signals, report),
             None => {
                 let lock = take_folder(spec, 0)?;
-                Ok(Opened::Met(Self::Alone { budget: Budget::new(spec.max_restarts) }, Some(lock)))
+                Ok(Opened::Met(
+                    Self::Alone { budget: Budget::new(spec.max_restarts), port: None },
+                    Some(lock),
+                ))
             }
         }
     }
@@ -132,12 +134,13 @@ impl Meeting {
         generation: u32,
         signals: &StopSignals,
     ) -> Result<Next, LaunchError> {
-        let Self::Member { member, stop_told } = self else {
-            return Ok(match signals.received() {
-                // Nothing runs, and what ran is on the disk.
-                Some(_) => Next::Exit(Exit::Stopped),
-                None => Next::Start(alone(spec.nproc, generation)?),
-            });
+        let (member, stop_told) = match self {
+            Self::Member { member, stop_told } => (member, stop_told),
+            // Nothing runs, and what ran is on the disk.
+            Self::Alone { .. } if signals.received().is_some() => return Ok(Next::Exit(Exit::Stopped)),
+            Self::Alone { port, .. } => {
+                return Ok(Next::Start(alone(spec.nproc, generation, keep_port(port)?)));
+            }
         };
         loop {
             tell_stop(member, stop_told, signals);
@@ -155,14 +158,14 @@ impl Meeting {
     /// The place of this node in the generation that its living workers are called to, and how many restarts in a row that
     /// makes; `None` where none is left, and with several nodes, whose workers end together.
     pub(crate) fn regroup(&mut self, place: &Place, saved: u64) -> Result<Option<(Place, u32)>, LaunchError> {
-        let Self::Alone { budget } = self else { return Ok(None) };
+        let Self::Alone { budget, port } = self else { return Ok(None) };
         let Ok(spent) = budget.restart(saved) else { return Ok(None) };
-        Ok(Some((alone(place.world_size, place.generation + 1)?, spent)))
+        Ok(Some((alone(place.world_size, place.generation + 1, keep_port(port)?), spent)))
     }
 
     /// The generation of the last [`Self::regroup`] did not come about.
     pub(crate) fn give_back(&mut self) {
-        if let Self::Alone { budget } = self {
+        if let Self::Alone { budget, .. } = self {
             budget.give_back();
         }
     }
@@ -193,7 +196,7 @@ impl Meeting {
         let &Outcome { local, cause, saved } = outcome;
         let member = match self {
             Self::Member { member, .. } => member,
-            Self::Alone { budget } => {
+            Self::Alone { budget, .. } => {
                 let (exit, spent) = match local.map_or_else(|| budget.restart(saved), Err) {
                     Ok(spent) => (None, Some(spent)),
                     Err(exit) => (Some(exit), None),
@@ -239,25 +242,15 @@ pub(crate) fn stop_signal(number: i32) -> Signal {
     Signal::try_from(number).unwrap_or(Signal::SIGTERM)
 }
 
-fn alone(nproc: usize, generation: u32) -> Result<Place, LaunchError> {
-    Ok(Place {
-        generation,
-        node_rank: 0,
-        nnodes: 1,
-        first_rank: 0,
-        world_size: nproc,
-        master_addr: LOOPBACK.into(),
-        master_port: free_port()?,
-    })
+fn alone(nproc: usize, generation: u32, master_port: u16) -> Place {
+    let master_addr = LOOPBACK.into();
+    Place { generation, node_rank: 0, nnodes: 1, first_rank: 0, world_size: nproc, master_addr, master_port }
 }
 
-/// A port on loopback that is free now. Another process may take it first; then rank 0 says so and the next
-/// generation gets another.
-fn free_port() -> Result<u16, LaunchError> {
-    TcpListener::bind((LOOPBACK, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .map_err(|source| LaunchError::System { action: "find a free port on 127.0.0.1", source })
+/// A port on loopback, kept in the place of the last one.
+fn keep_port(port: &mut Option<ReservedPort>) -> Result<u16, LaunchError> {
+    let refused = |source| LaunchError::System { action: "find a free port on 127.0.0.1", source };
+    Ok(port.insert(ReservedPort::on(LOOPBACK).map_err(refused)?).number())
 }
 
 fn digest(spec: &LaunchSpec) -> String {
@@ -270,13 +263,11 @@ fn digest(spec: &LaunchSpec) -> String {
 }
 
 /// What a launch would start on this node, as text, without starting it.
-///
-/// # Errors
-/// [`LaunchError::System`] where this machine has no free port.
-pub fn dry_run(spec: &LaunchSpec) -> Result<String, LaunchError> {
+#[must_use]
+pub fn dry_run(spec: &LaunchSpec) -> String {
     let nodes = &spec.nodes;
     let mut text = format!("run folder: {}\nrestarts: {}\n", spec.run_dir.display(), spec.max_restarts);
-    let mut place = alone(spec.nproc, 0)?;
+    let mut place = alone(spec.nproc, 0, 0);
     if let Some(rdzv) = nodes.rdzv.as_ref().filter(|_| nodes.nnodes > 1) {
         let number = nodes.node_rank.map_or("given out at the meeting".into(), |rank| rank.to_string());
         let _ = writeln!(text, "nodes: {}, meeting at {rdzv}; number of this one: {number}", nodes.nnodes);
@@ -303,5 +294,5 @@ pub fn dry_run(spec: &LaunchSpec) -> Result<String, LaunchError> {
         let args: Vec<_> = spec.args.iter().map(|arg| arg.to_string_lossy()).collect();
         let _ = writeln!(text, "{} {} {}", variables.join(" "), spec.worker.display(), args.join(" "));
     }
-    Ok(text)
+    text
 }

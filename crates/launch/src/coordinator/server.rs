@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::message::{FromCoordinator, Place};
 use super::state::{Action, Conn, Event, Rules, State};
 use super::wire::{self, Sender};
-use crate::LaunchError;
+use crate::{LaunchError, ReservedPort};
 
 /// Connections that have not shown the token yet; more are hung up on.
 const MAX_STRANGERS: usize = 32;
@@ -20,6 +20,21 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Without descriptors or memory every accept fails at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Where the ranks of a generation meet.
+struct MeetingPlace {
+    master: String,
+    /// Kept for rank 0, which is long in coming.
+    port: Option<ReservedPort>,
+}
+
+impl MeetingPlace {
+    /// The port of the next generation. 0 where the name is not this machine's, which the workers refuse by name.
+    fn next_port(&mut self) -> u16 {
+        self.port = ReservedPort::on(&self.master).ok();
+        self.port.as_ref().map_or(0, ReservedPort::number)
+    }
+}
 
 type Senders = Arc<Mutex<BTreeMap<Conn, Sender>>>;
 
@@ -42,6 +57,7 @@ pub(crate) fn serve(
         let mut state = State::new(rules, Duration::ZERO);
         let mut over_since = None;
         let mut last_beat = Duration::ZERO;
+        let mut meeting_place = MeetingPlace { master, port: None };
         loop {
             let event = match inbox.recv_timeout(beat / 2) {
                 Ok(event) => event,
@@ -50,7 +66,7 @@ pub(crate) fn serve(
             };
             let now = start.elapsed();
             for action in state.on(event, now) {
-                act(&senders, action, &master);
+                act(&senders, action, &mut meeting_place);
             }
             if now.saturating_sub(last_beat) >= beat {
                 last_beat = now;
@@ -109,7 +125,7 @@ fn read_all(
     let _ = events.send(Event::Closed(conn));
 }
 
-fn act(senders: &Senders, action: Action, master: &str) {
+fn act(senders: &Senders, action: Action, meeting_place: &mut MeetingPlace) {
     match action {
         Action::Send(conn, message) => send(senders, conn, &message),
         Action::Close(conn) => {
@@ -119,10 +135,10 @@ fn act(senders: &Senders, action: Action, master: &str) {
             }
         }
         Action::Form { generation, world_size, nodes } => {
-            let master_port = free_port(master);
+            let master_port = meeting_place.next_port();
             let nnodes = nodes.len();
             for (conn, node_rank, first_rank) in nodes {
-                let master_addr = master.to_owned();
+                let master_addr = meeting_place.master.clone();
                 let place =
                     Place { generation, node_rank, nnodes, first_rank, world_size, master_addr, master_port };
                 send(senders, conn, &FromCoordinator::Form(place));
@@ -147,12 +163,4 @@ fn beat_all(senders: &Senders) {
 
 fn lock(senders: &Senders) -> std::sync::MutexGuard<'_, BTreeMap<Conn, Sender>> {
     senders.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A port of the meeting place that is free now: rank 0 will listen there. 0 where the name is not this machine's,
-/// which the workers refuse by name.
-fn free_port(host: &str) -> u16 {
-    TcpListener::bind((host, 0))
-        .and_then(|listener| listener.local_addr())
-        .map_or(0, |address| address.port())
 }

@@ -2,11 +2,12 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use launch::ReservedPort;
 
 /// The example that is launcher and worker in these tests.
 pub fn probe() -> PathBuf {
@@ -17,10 +18,16 @@ pub fn probe() -> PathBuf {
     probe
 }
 
-/// A place that is free now.
-pub fn rdzv() -> String {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    format!("127.0.0.1:{port}")
+/// A meeting place that nobody else is given meanwhile.
+pub struct Place {
+    pub address: String,
+    _port: ReservedPort,
+}
+
+/// One on loopback.
+pub fn rdzv() -> Place {
+    let port = ReservedPort::on("127.0.0.1").unwrap();
+    Place { address: format!("127.0.0.1:{}", port.number()), _port: port }
 }
 
 /// What `look` finds, which takes no longer than a test may.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{is_running, probe, rdzv, said, wait_for};
+use crate::common::{Place, is_running, probe, rdzv, said, wait_for};
 use launch::{Exit, FAILURE, Failure, LaunchSpec, Nodes, Patience, WorkerPhase, launch};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -105,7 +105,7 @@ fn a_crash_is_told_with_rank_phase_step_and_last_words() {
 struct TwoNodes {
     dir: tempfile::TempDir,
     nodes: Vec<Child>,
-    rdzv: String,
+    rdzv: Place,
 }
 
 impl TwoNodes {
@@ -113,7 +113,7 @@ impl TwoNodes {
         let mut two = Self { dir: tempfile::tempdir().unwrap(), nodes: Vec::new(), rdzv: rdzv() };
         two.join(None);
         // So that the first one is node 0.
-        wait_for("node 0 to listen", || std::net::TcpStream::connect(&two.rdzv).ok());
+        wait_for("node 0 to listen", || std::net::TcpStream::connect(&two.rdzv.address).ok());
         two.join(None);
         two
     }
@@ -123,7 +123,7 @@ impl TwoNodes {
         let mut two = Self { dir: tempfile::tempdir().unwrap(), nodes: Vec::new(), rdzv: rdzv() };
         fs::write(two.dir.path().join(format!("fault-{rank}")), fault).unwrap();
         two.join_with(None, &["steps"]);
-        wait_for("node 0 to listen", || std::net::TcpStream::connect(&two.rdzv).ok());
+        wait_for("node 0 to listen", || std::net::TcpStream::connect(&two.rdzv.address).ok());
         two.join_with(None, &["steps"]);
         two
     }
@@ -134,7 +134,7 @@ impl TwoNodes {
 
     fn join_with(&mut self, token: Option<&str>, task: &[&str]) {
         let mut command = Command::new(probe());
-        command.arg("node").arg(self.dir.path()).arg("2").arg(&self.rdzv).args(task);
+        command.arg("node").arg(self.dir.path()).arg("2").arg(&self.rdzv.address).args(task);
         command.envs(token.map(|token| ("BLIP2_RDZV_TOKEN", token)));
         self.nodes.push(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
     }

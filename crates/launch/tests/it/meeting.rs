@@ -22,10 +22,11 @@ fn node(dir: &Path, rdzv: &str, how: &[&str]) -> Child {
 #[test]
 fn a_stop_before_the_nodes_have_met_is_75_at_once() {
     // It listens and waits for the other; nobody listens; nobody answers.
-    for (rdzv, how) in [(rdzv(), "0"), (rdzv(), "1"), ("203.0.113.1:29400".into(), "1")] {
+    let here = rdzv();
+    for (rdzv, how) in [(&*here.address, "0"), (&*here.address, "1"), ("203.0.113.1:29400", "1")] {
         for signal in [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGINT] {
             let dir = tempfile::tempdir().unwrap();
-            let node = node(dir.path(), &rdzv, &[how]);
+            let node = node(dir.path(), rdzv, &[how]);
             wait_for("the launcher's start", || dir.path().join("logs").exists().then_some(()));
             let start = Instant::now();
             kill(Pid::from_raw(node.id().cast_signed()), signal).unwrap();
@@ -39,11 +40,12 @@ fn a_stop_before_the_nodes_have_met_is_75_at_once() {
 #[test]
 fn the_second_launcher_of_node_0_is_told_of_the_first_and_not_of_its_port() {
     let dir = tempfile::tempdir().unwrap();
-    let rdzv = rdzv();
-    let first = node(dir.path(), &rdzv, &["0"]);
-    wait_for("node 0 to listen", || TcpStream::connect(&rdzv).ok());
+    let place = rdzv();
+    let rdzv = &*place.address;
+    let first = node(dir.path(), rdzv, &["0"]);
+    wait_for("node 0 to listen", || TcpStream::connect(rdzv).ok());
     let start = Instant::now();
-    let second = node(dir.path(), &rdzv, &["0"]).wait_with_output().unwrap();
+    let second = node(dir.path(), rdzv, &["0"]).wait_with_output().unwrap();
     assert_eq!(second.status.code(), Some(73), "{}", said(&second));
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     kill(Pid::from_raw(first.id().cast_signed()), Signal::SIGTERM).unwrap();
@@ -80,11 +82,12 @@ fn connections_that_break_are_tried_again_and_never_a_mistake_of_the_users() {
 #[test]
 fn a_replacement_that_comes_before_the_lease_has_run_out_waits_for_the_number() {
     // Folders of one name that share no lock, as on a machine that lost its power.
-    let places = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let rdzv = rdzv();
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let place = rdzv();
+    let rdzv = &*place.address;
     let start = |place: &tempfile::TempDir, number: &str| {
         let mut command = Command::new(probe());
-        command.args(["node", "run", "1", &rdzv, number]).current_dir(place.path());
+        command.args(["node", "run", "1", rdzv, number]).current_dir(place.path());
         command.env("BLIP2_RDZV_TOKEN", "0123456789abcdef").stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().unwrap()
     };
@@ -92,11 +95,11 @@ fn a_replacement_that_comes_before_the_lease_has_run_out_waits_for_the_number() 
         let path = place.path().join("run").join(name);
         wait_for(name, || fs::read_to_string(&path).ok().filter(|text| !text.is_empty()));
     };
-    let (node_0, mut silent) = (start(&places[0], "0"), start(&places[1], "1"));
-    up(&places[1], "pid-1-of-2-in-0");
+    let (node_0, mut silent) = (start(&folders[0], "0"), start(&folders[1], "1"));
+    up(&folders[1], "pid-1-of-2-in-0");
     kill(Pid::from_raw(silent.id().cast_signed()), Signal::SIGSTOP).unwrap();
-    let replacement = start(&places[2], "1");
-    up(&places[2], "pid-1-of-2-in-1");
+    let replacement = start(&folders[2], "1");
+    up(&folders[2], "pid-1-of-2-in-1");
     silent.kill().and_then(|()| silent.wait()).unwrap();
     kill(Pid::from_raw(node_0.id().cast_signed()), Signal::SIGTERM).unwrap();
     for node in [node_0, replacement] {
@@ -108,10 +111,11 @@ fn a_replacement_that_comes_before_the_lease_has_run_out_waits_for_the_number() 
 #[test]
 fn a_stranger_who_speaks_slowly_is_hung_up_on_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let rdzv = rdzv();
-    let nodes = ["0", "1"].map(|number| node(dir.path(), &rdzv, &[number]));
+    let place = rdzv();
+    let rdzv = &*place.address;
+    let nodes = ["0", "1"].map(|number| node(dir.path(), rdzv, &[number]));
     wait_for("both nodes' workers", || fs::read(dir.path().join("pid-1-of-2-in-0")).ok());
-    let mut stranger = TcpStream::connect(&rdzv).unwrap();
+    let mut stranger = TcpStream::connect(rdzv).unwrap();
     let start = Instant::now();
     // 64 bytes would be a proof, and take 13 seconds.
     while stranger.write_all(b"x").is_ok() {

@@ -1,12 +1,11 @@
 //! Real processes as ranks: a test starts its own program once per rank, with [`RANK`] in the environment and the test
 //! `rank_process` as what to run.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use collectives::{ProcessGroup, connect};
-use launch::World;
+use launch::{ReservedPort, World};
 use tch::Device;
 
 /// What a rank is to do, and its numbers: `ROLE RANK WORLD_SIZE PORT`.
@@ -31,25 +30,29 @@ impl Role {
     }
 }
 
-pub struct Ranks(Vec<Child>);
+pub struct Ranks {
+    children: Vec<Child>,
+    /// Where they meet.
+    _port: ReservedPort,
+}
 
 impl Ranks {
     pub fn start(role: &str, world_size: usize) -> Self {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = ReservedPort::on("127.0.0.1").unwrap();
         let start = |rank| {
             Command::new(std::env::current_exe().unwrap())
                 .args(["rank_process", "--exact", "--ignored", "--nocapture"])
-                .env(RANK, format!("{role} {rank} {world_size} {port}"))
+                .env(RANK, format!("{role} {rank} {world_size} {}", port.number()))
                 .env("OMP_NUM_THREADS", "1")
                 .spawn()
                 .unwrap()
         };
-        Self((0..world_size).map(start).collect())
+        Self { children: (0..world_size).map(start).collect(), _port: port }
     }
 
     pub fn all_succeed(mut self) {
         let deadline = Instant::now() + Duration::from_secs(120);
-        for (rank, child) in self.0.iter_mut().enumerate() {
+        for (rank, child) in self.children.iter_mut().enumerate() {
             let status = loop {
                 if let Some(status) = child.try_wait().unwrap() {
                     break status;
@@ -64,7 +67,7 @@ impl Ranks {
 
 impl Drop for Ranks {
     fn drop(&mut self) {
-        for child in &mut self.0 {
+        for child in &mut self.children {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -1,14 +1,15 @@
 //! Whoever starts the ranks, they train the same run: torchrun, mpirun, srun, a pod engine, launchers on two nodes.
 
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
+
+use launch::ReservedPort;
 
 use crate::common::{Course, TinyWorld, blip2, course};
 
 type Variables = Vec<(&'static str, String)>;
 
-fn free_port() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+fn free_port() -> ReservedPort {
+    ReservedPort::on("127.0.0.1").unwrap()
 }
 
 /// Two processes of `program`, each with the variables of its number, to their good end.
@@ -41,8 +42,9 @@ fn every_engine_trains_what_the_launcher_trains() {
     let world = TinyWorld::new();
     world.run("launched").done();
     let launched = course(&world.path("launched"));
-    let meeting =
-        |port: &str| vec![("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_owned())];
+    let meeting = |port: &ReservedPort| {
+        vec![("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.number().to_string())]
+    };
     let port = free_port();
     let torchrun = |rank: usize| {
         let mut variables = meeting(&port);
@@ -72,7 +74,7 @@ fn every_engine_trains_what_the_launcher_trains() {
             ("SLURM_STEP_TASKS_PER_NODE", "2".into()),
             ("SLURM_NODEID", "0".into()),
             ("SLURM_JOB_ID", "7".into()),
-            ("MASTER_PORT", port.clone()),
+            ("MASTER_PORT", port.number().to_string()),
         ]
     };
     workers(&world, "srun", &srun).assert_same(&launched, "srun");
@@ -92,7 +94,7 @@ fn ranks_that_read_other_configs_do_not_begin() {
             ("WORLD_SIZE", "2"),
             ("LOCAL_WORLD_SIZE", "2"),
         ]);
-        command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.number().to_string());
         command.current_dir(world.path("")).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::piped()).spawn().unwrap()
     });
@@ -122,7 +124,7 @@ fn launchers_on_two_nodes_train_what_one_launcher_trains() {
             ("PET_NPROC_PER_NODE", "1".into()),
             ("PET_NODE_RANK", number.to_string()),
             ("PET_MASTER_ADDR", "127.0.0.1".into()),
-            ("PET_MASTER_PORT", port.clone()),
+            ("PET_MASTER_PORT", port.number().to_string()),
         ]
     };
     pair(&world, program, &node);

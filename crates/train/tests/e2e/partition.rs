@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use launch::ReservedPort;
 use nix::sys::signal::Signal;
 
 use crate::common::TinyWorld;
@@ -61,7 +62,8 @@ fn pass_on(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) -> Option<(
 fn t3_a_partition_is_seen_within_the_lease_nobody_goes_on_alone_and_the_curve_stays_exact() {
     let world = TinyWorld::new();
     let meeting = Meeting { world: &world, run: "cut" };
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = ReservedPort::on("127.0.0.1").unwrap();
+    let port = free.number();
     let mut first = meeting.node(0, &format!("127.0.0.1:{port}"), &[], "node-0.stderr");
     wait(|| "coordinator".into(), || TcpStream::connect(("127.0.0.1", port)).is_ok());
     let proxy = Proxy::start(port);
