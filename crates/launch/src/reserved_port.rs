@@ -12,7 +12,7 @@ use nix::sys::socket::{
 ///
 /// A socket is bound to it and does not listen. Where both sockets have `SO_REUSEADDR`, as those of the standard library, of
 /// libtorch and of libuv, Linux lets another one be bound there and listen, as long as none listens yet (`socket(7)`). To who
-/// asks for any port, or connects from one, it does not give this one.
+/// asks for any port of this address or of all, or connects from one, it does not give this one.
 #[derive(Debug)]
 pub struct ReservedPort {
     _socket: OwnedFd,

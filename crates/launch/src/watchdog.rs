@@ -151,7 +151,10 @@ impl Watchdog {
         }
         let distance = |&(worker, beat): &(usize, &Beat)| {
             let computes = matches!(vital(worker), Vital::Computes | Vital::Starved);
-            (beat.phase.waits_for_peers(), beat.step, beat.phase, !computes, beat.since_ns)
+            let waits = beat.phase.waits_for_peers();
+            // Of equals the one that came first; of those that wait the last, who has waited as long as all have.
+            let came = if waits { u64::MAX - beat.since_ns } else { beat.since_ns };
+            (waits, beat.step, beat.phase, !computes, came)
         };
         let last = running().min_by_key(distance)?;
         let own = Standing::of(last.1, silence(last.1, now_ns));
@@ -161,7 +164,7 @@ impl Watchdog {
         };
         let overdue = match self.deadline(last.1.phase) {
             Some(_) if others.is_some_and(|others| others.is_behind(&own)) => false,
-            // All wait for peers: the one that they waited for has come, and may have come just now.
+            // All wait for peers: the last to come may have come just now.
             Some(deadline) if last.1.phase.waits_for_peers() => all_silent_for(deadline),
             Some(deadline) => silent_for(deadline)(&last),
             // Nobody knows how long this may take; where the others get on, it may be waiting for them.

@@ -124,10 +124,13 @@ fn who_has_waited_long_does_not_hang_when_the_last_comes() {
         team.enter(1, phase, 20);
         assert_eq!(team.hang(&|_| Vital::Waits), None, "{phase:?}: averaged now");
         team.now += 15_000 * MS;
-        assert_eq!(team.hang_beside(standing(phase, 20, 1)), None, "{phase:?}: of another node");
         assert_eq!(team.hang(&|_| Vital::Waits), None, "{phase:?}: twice the time");
         team.now += 5_000 * MS;
-        assert_eq!(team.hang(&|_| Vital::Waits).unwrap().phase, phase);
+        assert_eq!(team.hang_beside(standing(phase, 20, 1)), None, "{phase:?}: of another node");
+        for hang in [team.hang(&|_| Vital::Waits), team.hang_beside(standing(phase, 20, 20))] {
+            let hang = hang.unwrap();
+            assert_eq!((hang.worker, hang.phase, hang.silent.as_secs()), (1, phase, 20));
+        }
     }
 }
 

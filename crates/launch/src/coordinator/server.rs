@@ -29,7 +29,7 @@ struct MeetingPlace {
 }
 
 impl MeetingPlace {
-    /// The port of the next generation. 0 where the name is not this machine's, which the workers refuse by name.
+    /// The port of the next generation. 0 where none can be had: the workers refuse it and end with 78.
     fn next_port(&mut self) -> u16 {
         self.port = ReservedPort::on(&self.master).ok();
         self.port.as_ref().map_or(0, ReservedPort::number)
