@@ -13,12 +13,13 @@ use crate::failure;
 use crate::launcher::LaunchSpec;
 use crate::listen::listen;
 use crate::nodes::{Nodes, Rdzv, run_id};
+use crate::reserved_port::MeetingPlace;
 use crate::run_lock::RunLock;
 use crate::standing::Standing;
 use crate::stop::StopSignals;
 use crate::token::{hex, token};
 use crate::world::LOOPBACK;
-use crate::{Exit, LaunchError, ReservedPort};
+use crate::{Exit, LaunchError};
 
 const TICK: Duration = Duration::from_millis(20);
 /// After its workers have ended a node hears of the others within their grace.
@@ -26,8 +27,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 
 /// Who decides for this node.
 pub(crate) enum Meeting {
-    /// It does, and keeps the port of the last generation for its rank 0.
-    Alone { budget: Budget, port: Option<ReservedPort> },
+    /// It does.
+    Alone { budget: Budget, meeting_place: MeetingPlace },
     /// The coordinator on node 0.
     Member { member: Member, stop_told: bool },
 }
@@ -79,10 +80,9 @@ impl Meeting {
             Some(rdzv) => Self::of_several(spec, rdzv, signals, report),
             None => {
                 let lock = take_folder(spec, 0)?;
-                Ok(Opened::Met(
-                    Self::Alone { budget: Budget::new(spec.max_restarts), port: None },
-                    Some(lock),
-                ))
+                let budget = Budget::new(spec.max_restarts);
+                let meeting_place = MeetingPlace::on(LOOPBACK.into());
+                Ok(Opened::Met(Self::Alone { budget, meeting_place }, Some(lock)))
             }
         }
     }
@@ -138,8 +138,9 @@ impl Meeting {
             Self::Member { member, stop_told } => (member, stop_told),
             // Nothing runs, and what ran is on the disk.
             Self::Alone { .. } if signals.received().is_some() => return Ok(Next::Exit(Exit::Stopped)),
-            Self::Alone { port, .. } => {
-                return Ok(Next::Start(alone(spec.nproc, generation, keep_port(port)?)));
+            Self::Alone { meeting_place, .. } => {
+                let port = next_port(meeting_place)?;
+                return Ok(Next::Start(alone(spec.nproc, generation, port)));
             }
         };
         loop {
@@ -158,9 +159,10 @@ impl Meeting {
     /// The place of this node in the generation that its living workers are called to, and how many restarts in a row that
     /// makes; `None` where none is left, and with several nodes, whose workers end together.
     pub(crate) fn regroup(&mut self, place: &Place, saved: u64) -> Result<Option<(Place, u32)>, LaunchError> {
-        let Self::Alone { budget, port } = self else { return Ok(None) };
+        let Self::Alone { budget, meeting_place } = self else { return Ok(None) };
         let Ok(spent) = budget.restart(saved) else { return Ok(None) };
-        Ok(Some((alone(place.world_size, place.generation + 1, keep_port(port)?), spent)))
+        let port = next_port(meeting_place)?;
+        Ok(Some((alone(place.world_size, place.generation + 1, port), spent)))
     }
 
     /// The generation of the last [`Self::regroup`] did not come about.
@@ -247,10 +249,9 @@ fn alone(nproc: usize, generation: u32, master_port: u16) -> Place {
     Place { generation, node_rank: 0, nnodes: 1, first_rank: 0, world_size: nproc, master_addr, master_port }
 }
 
-/// A port on loopback, kept in the place of the last one.
-fn keep_port(port: &mut Option<ReservedPort>) -> Result<u16, LaunchError> {
+fn next_port(meeting_place: &mut MeetingPlace) -> Result<u16, LaunchError> {
     let refused = |source| LaunchError::System { action: "find a free port on 127.0.0.1", source };
-    Ok(port.insert(ReservedPort::on(LOOPBACK).map_err(refused)?).number())
+    meeting_place.next_port().map_err(refused)
 }
 
 fn digest(spec: &LaunchSpec) -> String {

@@ -54,6 +54,29 @@ impl ReservedPort {
     }
 }
 
+/// Where the ranks of a generation meet.
+#[derive(Debug)]
+pub(crate) struct MeetingPlace {
+    host: String,
+    /// Kept for rank 0, which is long in coming.
+    port: Option<ReservedPort>,
+}
+
+impl MeetingPlace {
+    pub(crate) fn on(host: String) -> Self {
+        Self { host, port: None }
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port of the next generation, kept in the place of the last one's.
+    pub(crate) fn next_port(&mut self) -> io::Result<u16> {
+        Ok(self.port.insert(ReservedPort::on(&self.host)?).number())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};

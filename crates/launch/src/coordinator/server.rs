@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use super::message::{FromCoordinator, Place};
 use super::state::{Action, Conn, Event, Rules, State};
 use super::wire::{self, Sender};
-use crate::{LaunchError, ReservedPort};
+use crate::LaunchError;
+use crate::reserved_port::MeetingPlace;
 
 /// Connections that have not shown the token yet; more are hung up on.
 const MAX_STRANGERS: usize = 32;
@@ -20,21 +21,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Without descriptors or memory every accept fails at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-
-/// Where the ranks of a generation meet.
-struct MeetingPlace {
-    master: String,
-    /// Kept for rank 0, which is long in coming.
-    port: Option<ReservedPort>,
-}
-
-impl MeetingPlace {
-    /// The port of the next generation. 0 where none can be had: the workers refuse it and end with 78.
-    fn next_port(&mut self) -> u16 {
-        self.port = ReservedPort::on(&self.master).ok();
-        self.port.as_ref().map_or(0, ReservedPort::number)
-    }
-}
 
 type Senders = Arc<Mutex<BTreeMap<Conn, Sender>>>;
 
@@ -57,7 +43,7 @@ pub(crate) fn serve(
         let mut state = State::new(rules, Duration::ZERO);
         let mut over_since = None;
         let mut last_beat = Duration::ZERO;
-        let mut meeting_place = MeetingPlace { master, port: None };
+        let mut meeting_place = MeetingPlace::on(master);
         loop {
             let event = match inbox.recv_timeout(beat / 2) {
                 Ok(event) => event,
@@ -135,10 +121,11 @@ fn act(senders: &Senders, action: Action, meeting_place: &mut MeetingPlace) {
             }
         }
         Action::Form { generation, world_size, nodes } => {
-            let master_port = meeting_place.next_port();
+            // 0 where none can be had: the workers refuse it and end with 78.
+            let master_port = meeting_place.next_port().unwrap_or(0);
             let nnodes = nodes.len();
             for (conn, node_rank, first_rank) in nodes {
-                let master_addr = meeting_place.master.clone();
+                let master_addr = meeting_place.host().to_owned();
                 let place =
                     Place { generation, node_rank, nnodes, first_rank, world_size, master_addr, master_port };
                 send(senders, conn, &FromCoordinator::Form(place));

@@ -19,15 +19,15 @@ pub fn probe() -> PathBuf {
 }
 
 /// A meeting place that nobody else is given meanwhile.
-pub struct Place {
+pub struct MeetingPlace {
     pub address: String,
     _port: ReservedPort,
 }
 
 /// One on loopback.
-pub fn rdzv() -> Place {
+pub fn rdzv() -> MeetingPlace {
     let port = ReservedPort::on("127.0.0.1").unwrap();
-    Place { address: format!("127.0.0.1:{}", port.number()), _port: port }
+    MeetingPlace { address: format!("127.0.0.1:{}", port.number()), _port: port }
 }
 
 /// What `look` finds, which takes no longer than a test may.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{Place, is_running, probe, rdzv, said, wait_for};
+use crate::common::{MeetingPlace, is_running, probe, rdzv, said, wait_for};
 use launch::{Exit, FAILURE, Failure, LaunchSpec, Nodes, Patience, WorkerPhase, launch};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -105,7 +105,7 @@ fn a_crash_is_told_with_rank_phase_step_and_last_words() {
 struct TwoNodes {
     dir: tempfile::TempDir,
     nodes: Vec<Child>,
-    rdzv: Place,
+    rdzv: MeetingPlace,
 }
 
 impl TwoNodes {

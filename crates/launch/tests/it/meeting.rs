@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{probe, rdzv, said, wait_for};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
 use nix::unistd::Pid;
 
 /// A launcher of two nodes in a folder.
@@ -85,14 +88,14 @@ fn a_replacement_that_comes_before_the_lease_has_run_out_waits_for_the_number() 
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let place = rdzv();
     let rdzv = &*place.address;
-    let start = |place: &tempfile::TempDir, number: &str| {
+    let start = |folder: &tempfile::TempDir, number: &str| {
         let mut command = Command::new(probe());
-        command.args(["node", "run", "1", rdzv, number]).current_dir(place.path());
+        command.args(["node", "run", "1", rdzv, number]).current_dir(folder.path());
         command.env("BLIP2_RDZV_TOKEN", "0123456789abcdef").stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().unwrap()
     };
-    let up = |place: &tempfile::TempDir, name: &str| {
-        let path = place.path().join("run").join(name);
+    let up = |folder: &tempfile::TempDir, name: &str| {
+        let path = folder.path().join("run").join(name);
         wait_for(name, || fs::read_to_string(&path).ok().filter(|text| !text.is_empty()));
     };
     let (node_0, mut silent) = (start(&folders[0], "0"), start(&folders[1], "1"));
@@ -127,6 +130,36 @@ fn a_stranger_who_speaks_slowly_is_hung_up_on_and_changes_nothing() {
     }
     for node in nodes {
         let output = node.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    }
+}
+
+/// The port that the worker `pid` was told.
+fn master_port(pid: &str) -> u16 {
+    let environment = String::from_utf8(fs::read(format!("/proc/{pid}/environ")).unwrap()).unwrap();
+    environment.split('\0').find_map(|pair| pair.strip_prefix("MASTER_PORT=")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_port_where_ranks_meet_is_kept_for_them() {
+    let (alone, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = rdzv();
+    let mut command = Command::new(probe());
+    command.arg("launch").arg(alone.path()).arg("2").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut launchers = vec![command.spawn().unwrap()];
+    launchers.extend(["0", "1"].map(|number| node(two.path(), &place.address, &[number])));
+    for path in [alone.path().join("pid-0"), two.path().join("pid-0-of-2-in-0")] {
+        let pid = wait_for("a worker", || fs::read_to_string(&path).ok().filter(|pid| !pid.is_empty()));
+        let address = SocketAddr::from(([127, 0, 0, 1], master_port(&pid)));
+        let stranger = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+        assert_eq!(bind(stranger.as_raw_fd(), &SockaddrStorage::from(address)), Err(Errno::EADDRINUSE));
+        TcpListener::bind(address).unwrap();
+    }
+    for launcher in &launchers {
+        kill(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGTERM).unwrap();
+    }
+    for launcher in launchers {
+        let output = launcher.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     }
 }

@@ -1,9 +1,12 @@
 //! Real processes as ranks: a test starts its own program once per rank, with [`RANK`] in the environment and the test
 //! `rank_process` as what to run.
 
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+#[path = "../../../collectives/tests/processes/children.rs"]
+mod children;
 
+use std::time::Duration;
+
+use children::Children;
 use collectives::{ProcessGroup, connect};
 use launch::{ReservedPort, World};
 use tch::Device;
@@ -31,7 +34,7 @@ impl Role {
 }
 
 pub struct Ranks {
-    children: Vec<Child>,
+    children: Children,
     /// Where they meet.
     _port: ReservedPort,
 }
@@ -39,37 +42,14 @@ pub struct Ranks {
 impl Ranks {
     pub fn start(role: &str, world_size: usize) -> Self {
         let port = ReservedPort::on("127.0.0.1").unwrap();
-        let start = |rank| {
-            Command::new(std::env::current_exe().unwrap())
-                .args(["rank_process", "--exact", "--ignored", "--nocapture"])
-                .env(RANK, format!("{role} {rank} {world_size} {}", port.number()))
-                .env("OMP_NUM_THREADS", "1")
-                .spawn()
-                .unwrap()
-        };
-        Self { children: (0..world_size).map(start).collect(), _port: port }
+        let children = Children::start(world_size, |rank, command| {
+            command.env(RANK, format!("{role} {rank} {world_size} {}", port.number()));
+            command.env("OMP_NUM_THREADS", "1");
+        });
+        Self { children, _port: port }
     }
 
     pub fn all_succeed(mut self) {
-        let deadline = Instant::now() + Duration::from_secs(120);
-        for (rank, child) in self.children.iter_mut().enumerate() {
-            let status = loop {
-                if let Some(status) = child.try_wait().unwrap() {
-                    break status;
-                }
-                assert!(Instant::now() < deadline, "rank {rank} hangs");
-                std::thread::sleep(Duration::from_millis(10));
-            };
-            assert!(status.success(), "rank {rank}: {status}");
-        }
-    }
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.children.end(Duration::from_secs(120), None);
     }
 }
