@@ -2,7 +2,9 @@
 //!
 //! `probe launch DIR NPROC` launches `probe work DIR` NPROC times; each worker writes `DIR/pid-RANK`, waits, and ends
 //! with 75 when asked to stop. `probe node DIR NPROC RDZV` is one of two nodes of such a launch; with a number behind it the
-//! one of that number, with `steps` of a launch of the other kind.
+//! one of that number, with `of-N` one of N, with `steps` or `nothing` of a launch of another kind.
+//!
+//! `probe nothing DIR` is done at once.
 //!
 //! `probe talk DIR` says more in each of 40 steps than a pipe holds. `probe outlive DIR` outlives the loss of a peer: in
 //! generation 0 rank 1 hides its program and dies, and rank 0 waits where nobody comes.
@@ -33,11 +35,14 @@ fn main() -> ExitCode {
         ["launch", dir, nproc] => start(Path::new(dir), nproc, Nodes::one(), "work"),
         ["launch", dir, nproc, task] => start(Path::new(dir), nproc, Nodes::one(), task),
         ["node", dir, nproc, rdzv, ref how @ ..] => {
-            let task = if how.contains(&"steps") { "steps" } else { "work" };
-            let number = how.iter().find_map(|word| word.parse().ok());
-            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, two(rdzv, number), task))
+            let task = ["steps", "nothing"].into_iter().find(|task| how.contains(task)).unwrap_or("work");
+            let node_rank = how.iter().find_map(|word| word.parse().ok());
+            let nnodes = how.iter().find_map(|word| word.strip_prefix("of-")?.parse().ok()).unwrap_or(2);
+            let several = |rdzv| Nodes { nnodes, node_rank, ..impatient_nodes(rdzv) };
+            rdzv.parse().and_then(|rdzv| start(Path::new(dir), nproc, several(rdzv), task))
         }
         ["work", dir] => work(Path::new(dir)),
+        ["nothing", _] => World::from_env().and_then(|world| die_with_parent(&world)).map(|()| Exit::Done),
         ["steps", dir] => steps(Path::new(dir)),
         ["talk", dir] => talk(Path::new(dir)),
         ["outlive", dir] => outlive(Path::new(dir)),
@@ -52,10 +57,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Two nodes with little patience.
-fn two(rdzv: launch::Rdzv, node_rank: Option<usize>) -> Nodes {
+/// Nodes with little patience.
+fn impatient_nodes(rdzv: launch::Rdzv) -> Nodes {
     let (lease, join) = (Duration::from_secs(2), Duration::from_secs(5));
-    Nodes { nnodes: 2, node_rank, rdzv: Some(rdzv), lease, join }
+    Nodes { rdzv: Some(rdzv), lease, join, ..Nodes::one() }
 }
 
 /// So that a test need not wait for ten seconds.

@@ -110,17 +110,9 @@ fn launch_and_wait(
         failed_ns: None,
         told_no_spare: false,
     };
-    let mut generation = 0;
-    loop {
-        let place = match launcher.meeting.next(spec, generation, signals)? {
-            Next::Start(place) => place,
-            Next::Exit(exit) => return Ok(exit),
-        };
-        match launcher.run_generation(place)? {
-            Ended::For(exit) => return Ok(exit),
-            Ended::In(last) => generation = last + 1,
-        }
-    }
+    let outcome = launcher.run();
+    launcher.meeting.leave();
+    outcome
 }
 
 /// How a set of workers ended.
@@ -146,6 +138,21 @@ struct Launcher<'a> {
 }
 
 impl Launcher<'_> {
+    /// Runs sets of workers, one after the other, until one has ended for good.
+    fn run(&mut self) -> Result<Exit, LaunchError> {
+        let mut generation = 0;
+        loop {
+            let place = match self.meeting.next(self.spec, generation, self.signals, self.report)? {
+                Next::Start(place) => place,
+                Next::Exit(exit) => return Ok(exit),
+            };
+            match self.run_generation(place)? {
+                Ended::For(exit) => return Ok(exit),
+                Ended::In(last) => generation = last + 1,
+            }
+        }
+    }
+
     /// Runs a set of workers, whose living ones may be called to further generations, until all have ended.
     fn run_generation(&mut self, mut place: Place) -> Result<Ended, LaunchError> {
         let mut processes = self.start(&place)?;
@@ -153,7 +160,7 @@ impl Launcher<'_> {
         let local = self.supervise(&mut processes, &mut fleet, &mut place)?;
         let cause = fleet.cause().map(|ended| place.first_rank + ended.rank);
         let outcome = Outcome { local, cause, saved: processes.saved() };
-        let settled = self.meeting.settle(place.generation, &outcome);
+        let settled = self.meeting.settle(place.generation, &outcome, self.report);
         self.failed_ns = failed_ns(&fleet, self.clock);
         self.report_outcome(&settled, &fleet, &processes, &place);
         Ok(settled.exit.map_or(Ended::In(place.generation), Ended::For))
@@ -176,9 +183,7 @@ impl Launcher<'_> {
     ) -> Result<Option<Exit>, LaunchError> {
         let mut watch = Watch::new(self.spec.patience, fleet.nproc, place.first_rank, self.failed_ns.take());
         loop {
-            if let Some(others) = self.heed_signals(processes, fleet, place) {
-                watch.others = Some(others);
-            }
+            self.heed_signals(processes, fleet, place, &mut watch.others);
             for sight in watch.look(processes, fleet) {
                 self.heed(sight, processes, fleet, place);
             }
@@ -271,7 +276,13 @@ impl Launcher<'_> {
 
     /// What was asked of this launcher: by a person or a scheduler, or by the coordinator, which also tells how far other
     /// nodes have come.
-    fn heed_signals(&mut self, processes: &Processes, fleet: &mut Fleet, place: &Place) -> Option<Standing> {
+    fn heed_signals(
+        &mut self,
+        processes: &Processes,
+        fleet: &mut Fleet,
+        place: &Place,
+        others: &mut Option<Standing>,
+    ) {
         if let (None, Some(signal)) = (fleet.stop, self.signals.received()) {
             (self.report)(&format!("{signal} received; asking the workers to stop with a checkpoint"));
             stop(signal, processes, fleet);
@@ -292,11 +303,10 @@ impl Launcher<'_> {
                 self.end(processes, fleet);
             }
             Some(News::Others { generation, standing }) if generation == place.generation => {
-                return Some(standing);
+                *others = standing;
             }
             _ => {}
         }
-        None
     }
 
     fn end(&self, processes: &Processes, fleet: &mut Fleet) {

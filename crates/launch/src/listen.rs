@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::LaunchError;
 use crate::nodes::Rdzv;
+use crate::reserved_port::MeetingPlace;
 use crate::stop::StopSignals;
 
 /// So long may a cluster's names take to follow its machines.
@@ -17,8 +18,8 @@ const TICK: Duration = Duration::from_millis(20);
 /// The meeting place, where it is this node's.
 pub(crate) struct Listening {
     pub listener: TcpListener,
-    /// The name or address of this machine that ranks are told.
-    pub master: String,
+    /// The name or address of this machine that ranks are told, and their ports there.
+    pub place: MeetingPlace,
 }
 
 /// Listens at the meeting place, where it is this node's: of number 0, or without numbers of the first that can listen there.
@@ -103,7 +104,7 @@ fn try_once(rdzv: &Rdzv) -> Result<Listening, Unheard> {
     let listener = TcpListener::bind(&addresses[..]).map_err(Unheard::NotBound)?;
     let own = listener.local_addr().map_err(Unheard::NotBound)?.ip();
     let master = if turned { own.to_string() } else { rdzv.host.clone() };
-    Ok(Listening { listener, master })
+    Ok(Listening { listener, place: MeetingPlace::on(master, own) })
 }
 
 /// Addresses that other machines may reach before those that none does, and whether that changed the first: Debian gives a
@@ -157,7 +158,7 @@ mod tests {
         let report = |line: &str| lines.borrow_mut().push(line.to_owned());
         let signals = StopSignals::install().unwrap();
         let here = listen(&rdzv, Some(0), Duration::ZERO, &signals, &report).unwrap().unwrap();
-        assert_eq!(here.master, "127.0.0.1");
+        assert_eq!(here.place.host(), "127.0.0.1");
         let lines = lines.into_inner();
         assert!(lines.len() == 1 && lines[0].contains("no other machine reaches it"), "{lines:?}");
     }

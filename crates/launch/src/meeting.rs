@@ -1,6 +1,7 @@
 //! Where this node stands in a generation, and what becomes of a generation: alone, or agreed with other nodes.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -8,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::budget::Budget;
 use crate::command::Generation;
-use crate::coordinator::{self, Hello, Invitation, Joined, Member, News, Place, Rules, exit_of};
+use crate::coordinator::{self, Coordinator, Hello, Invitation, Joined, Member, News, Place, Rules, exit_of};
 use crate::failure;
 use crate::launcher::LaunchSpec;
 use crate::listen::listen;
@@ -24,13 +25,16 @@ use crate::{Exit, LaunchError};
 const TICK: Duration = Duration::from_millis(20);
 /// After its workers have ended a node hears of the others within their grace.
 const SETTLED: Duration = Duration::from_secs(60);
+/// What the workers had is on the disk; the scheduler starts all nodes again.
+const LOST: &str =
+    "node 0 is gone before it said how the run ended; ending with exit code 75, so launch all nodes again";
 
 /// Who decides for this node.
 pub(crate) enum Meeting {
     /// It does.
     Alone { budget: Budget, meeting_place: MeetingPlace },
-    /// The coordinator on node 0.
-    Member { member: Member, stop_told: bool },
+    /// The coordinator on node 0, which that node serves.
+    Member { member: Member, stop_told: bool, coordinator: Option<Coordinator> },
 }
 
 /// What comes next for this node.
@@ -81,7 +85,7 @@ impl Meeting {
             None => {
                 let lock = take_folder(spec, 0)?;
                 let budget = Budget::new(spec.max_restarts);
-                let meeting_place = MeetingPlace::on(LOOPBACK.into());
+                let meeting_place = MeetingPlace::on(LOOPBACK.into(), Ipv4Addr::LOCALHOST.into());
                 Ok(Opened::Met(Self::Alone { budget, meeting_place }, Some(lock)))
             }
         }
@@ -105,14 +109,15 @@ impl Meeting {
         let (run_id, args) = (run_id(&spec.run_dir), digest(spec));
         let version = env!("CARGO_PKG_VERSION").into();
         let hello = Hello { version, run_id, args, nnodes, node_rank, nproc: spec.nproc };
+        let mut coordinator = None;
         if let Some(here) = listening {
             let rules = Rules { expected: hello.clone(), max_restarts: spec.max_restarts, lease, join };
-            coordinator::serve(here.listener, token.clone(), rules, here.master)?;
+            coordinator = Some(coordinator::serve(here.listener, token.clone(), rules, here.place)?);
             report(&format!("node 0 of {nnodes}: waiting for the others at {rdzv}"));
         }
         let invitation = Invitation { rdzv: rdzv.clone(), token, hello, lease, join };
         Ok(match invitation.join(signals)? {
-            Joined::In(member) => Opened::Met(Self::Member { member, stop_told: false }, lock),
+            Joined::In(member) => Opened::Met(Self::Member { member, stop_told: false, coordinator }, lock),
             Joined::Out(exit) => {
                 report(&match signals.received() {
                     Some(signal) => {
@@ -133,9 +138,10 @@ impl Meeting {
         spec: &LaunchSpec,
         generation: u32,
         signals: &StopSignals,
+        report: &dyn Fn(&str),
     ) -> Result<Next, LaunchError> {
         let (member, stop_told) = match self {
-            Self::Member { member, stop_told } => (member, stop_told),
+            Self::Member { member, stop_told, .. } => (member, stop_told),
             // Nothing runs, and what ran is on the disk.
             Self::Alone { .. } if signals.received().is_some() => return Ok(Next::Exit(Exit::Stopped)),
             Self::Alone { meeting_place, .. } => {
@@ -147,9 +153,15 @@ impl Meeting {
             tell_stop(member, stop_told, signals);
             match member.news(TICK) {
                 Some(News::Form(place)) => return Ok(Next::Start(place)),
+                Some(News::NoPort { detail }) => {
+                    let detail = format!("node 0 has no port where the ranks could meet: {detail}");
+                    return Err(LaunchError::Meeting { detail, mendable: false });
+                }
                 Some(News::Over { code: Some(code), .. }) => return Ok(Next::Exit(exit_of(code))),
-                // What its workers had is on the disk; the scheduler starts all nodes again.
-                Some(News::Lost) => return Ok(Next::Exit(Exit::Stopped)),
+                Some(News::Lost) => {
+                    report(LOST);
+                    return Ok(Next::Exit(Exit::Stopped));
+                }
                 Some(News::Over { .. } | News::End { .. } | News::Stop { .. } | News::Others { .. })
                 | None => {}
             }
@@ -174,7 +186,7 @@ impl Meeting {
 
     /// What the coordinator wants of the generation that runs.
     pub(crate) fn news(&mut self, signals: &StopSignals) -> Option<News> {
-        let Self::Member { member, stop_told } = self else { return None };
+        let Self::Member { member, stop_told, .. } = self else { return None };
         tell_stop(member, stop_told, signals);
         member.news(Duration::ZERO)
     }
@@ -194,7 +206,7 @@ impl Meeting {
     }
 
     /// Says that all workers of this node have ended, and waits for those of the others.
-    pub(crate) fn settle(&mut self, generation: u32, outcome: &Outcome) -> Settled {
+    pub(crate) fn settle(&mut self, generation: u32, outcome: &Outcome, report: &dyn Fn(&str)) -> Settled {
         let &Outcome { local, cause, saved } = outcome;
         let member = match self {
             Self::Member { member, .. } => member,
@@ -219,7 +231,17 @@ impl Meeting {
                 _ => {}
             }
         }
+        report(LOST);
         Settled { exit: Some(Exit::Stopped), ours: cause.is_some(), spent: None }
+    }
+
+    /// Leaves for good. Node 0 is the last to go, for the others hear from it how the run ended.
+    pub(crate) fn leave(self) {
+        let Self::Member { member, coordinator, .. } = self else { return };
+        drop(member);
+        if let Some(coordinator) = coordinator {
+            coordinator.farewell();
+        }
     }
 }
 

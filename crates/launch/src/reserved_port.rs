@@ -1,7 +1,7 @@
 //! A port that nobody else is given between the moment it is chosen and the moment a process listens there.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
@@ -57,14 +57,17 @@ impl ReservedPort {
 /// Where the ranks of a generation meet.
 #[derive(Debug)]
 pub(crate) struct MeetingPlace {
+    /// The name or address that ranks are told.
     host: String,
+    /// What it means here. Asked for once, because names do not always answer, and whoever needs a port cannot wait.
+    address: IpAddr,
     /// Kept for rank 0, which is long in coming.
     port: Option<ReservedPort>,
 }
 
 impl MeetingPlace {
-    pub(crate) fn on(host: String) -> Self {
-        Self { host, port: None }
+    pub(crate) fn on(host: String, address: IpAddr) -> Self {
+        Self { host, address, port: None }
     }
 
     pub(crate) fn host(&self) -> &str {
@@ -73,7 +76,7 @@ impl MeetingPlace {
 
     /// The port of the next generation, kept in the place of the last one's.
     pub(crate) fn next_port(&mut self) -> io::Result<u16> {
-        Ok(self.port.insert(ReservedPort::on(&self.host)?).number())
+        Ok(self.port.insert(ReservedPort::at(SocketAddr::new(self.address, 0))?).number())
     }
 }
 

@@ -14,6 +14,10 @@ use crate::standing::Standing;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum News {
     Form(Place),
+    /// Node 0 has no port where the ranks could meet.
+    NoPort {
+        detail: String,
+    },
     /// End the workers of this generation.
     End {
         generation: u32,
@@ -22,10 +26,10 @@ pub(crate) enum News {
     Stop {
         signal: i32,
     },
-    /// How far the other nodes of the generation have come.
+    /// How far the other nodes of the generation have come; `None` where nothing is to be waited for there.
     Others {
         generation: u32,
-        standing: Standing,
+        standing: Option<Standing>,
     },
     /// The generation is over, or with a code the whole run; `cause` is the first failing rank.
     Over {
@@ -126,6 +130,7 @@ fn news(message: FromCoordinator) -> Option<News> {
         // The last two are answers to a first word, which was said before.
         FromCoordinator::Beat | FromCoordinator::Welcome | FromCoordinator::Refused { .. } => return None,
         FromCoordinator::Form(place) => News::Form(place),
+        FromCoordinator::NoPort { detail } => News::NoPort { detail },
         FromCoordinator::End { generation } => News::End { generation },
         FromCoordinator::Stop { signal } => News::Stop { signal },
         FromCoordinator::Others { generation, standing } => News::Others { generation, standing },

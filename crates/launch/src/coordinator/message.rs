@@ -64,12 +64,14 @@ pub(crate) enum FromCoordinator {
     Beat,
     /// Start the workers.
     Form(Place),
+    /// Node 0 has no port where the ranks could meet: why.
+    NoPort { detail: String },
     /// A worker somewhere has failed: end those of this generation.
     End { generation: u32 },
     /// Ask the workers for a stop.
     Stop { signal: i32 },
-    /// How far the other nodes have come.
-    Others { generation: u32, standing: Standing },
+    /// How far the other nodes have come; `None` where nothing is to be waited for there.
+    Others { generation: u32, standing: Option<Standing> },
     /// A generation is over, or the whole run: which rank was the first to fail. `code` for the whole run.
     Over { generation: u32, cause: Option<usize>, code: Option<u8> },
 }

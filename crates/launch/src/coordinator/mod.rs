@@ -14,5 +14,5 @@ mod wire;
 pub(crate) use join::{Invitation, Joined};
 pub(crate) use member::{Member, News};
 pub(crate) use message::{FromNode, Hello, Place, exit_of};
-pub(crate) use server::serve;
+pub(crate) use server::{Coordinator, serve};
 pub(crate) use state::Rules;

@@ -212,6 +212,8 @@ impl State {
             }
             FromNode::Ended { generation, code, saved } if current == Some(generation) => {
                 member.ended.get_or_insert(exit_of(code));
+                // Nobody waits for it any more.
+                member.standing = None;
                 self.saved = self.saved.max(saved);
                 Vec::new()
             }
@@ -235,8 +237,7 @@ impl State {
     fn others(&self, conn: Conn, generation: u32) -> Vec<Action> {
         let others = self.members.iter().filter(|(other, _)| **other != conn);
         let standing = others.filter_map(|(_, member)| member.standing).reduce(Standing::and);
-        let told = standing.map(|standing| FromCoordinator::Others { generation, standing });
-        told.into_iter().map(|told| Action::Send(conn, told)).collect()
+        vec![Action::Send(conn, FromCoordinator::Others { generation, standing })]
     }
 
     /// A worker or a node has failed: all nodes end theirs, told once.

@@ -119,10 +119,14 @@ fn a_node_hears_how_far_the_others_have_come() {
         let standing = standing(WorkerPhase::Compute, step, 2);
         (FromNode::Stands { generation, standing }, standing)
     };
-    assert_eq!(state.on(Event::Said(1, stands(0, 7).0), secs(1)), vec![], "nobody else has said anything");
-    let (said, others) = (stands(0, 9).0, stands(0, 7).1);
-    let told = FromCoordinator::Others { generation: 0, standing: others };
-    assert_eq!(state.on(Event::Said(2, said), secs(1)), vec![Action::Send(2, told)]);
+    let others =
+        |conn, standing| vec![Action::Send(conn, FromCoordinator::Others { generation: 0, standing })];
+    let told = state.on(Event::Said(1, stands(0, 7).0), secs(1));
+    assert_eq!(told, others(1, None), "nobody else has said anything");
+    assert_eq!(state.on(Event::Said(2, stands(0, 9).0), secs(1)), others(2, Some(stands(0, 7).1)));
+    state.on(Event::Said(1, ended(0, Exit::Done)), secs(2));
+    let told = state.on(Event::Said(2, stands(0, 9).0), secs(3));
+    assert_eq!(told, others(2, None), "nobody waits for a node whose workers have ended");
     assert_eq!(state.on(Event::Said(1, stands(1, 9).0), secs(1)), vec![], "of no generation that runs");
 }
 

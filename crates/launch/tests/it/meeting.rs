@@ -163,3 +163,23 @@ fn the_port_where_ranks_meet_is_kept_for_them() {
         assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     }
 }
+
+#[test]
+fn every_node_hears_how_the_run_ended_although_node_0_is_done_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = rdzv();
+    let first = node(dir.path(), &place.address, &["0", "of-12", "nothing"]);
+    // Its own connection is the first that the coordinator answers.
+    wait_for("node 0 to listen", || TcpStream::connect(&place.address).ok());
+    thread::sleep(Duration::from_millis(300));
+    let mut nodes = vec![first];
+    nodes.extend(
+        (1..12).map(|number| {
+            node(dir.path(), &place.address, &[number.to_string().as_str(), "of-12", "nothing"])
+        }),
+    );
+    for (number, node) in nodes.into_iter().enumerate() {
+        let output = node.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "node {number}: {}", said(&output));
+    }
+}

@@ -23,7 +23,7 @@ fn pair(world: &TinyWorld, mut program: impl FnMut() -> Command, engine: &dyn Fn
         .collect();
     for process in processes {
         let output = process.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     }
 }
 
