@@ -102,8 +102,8 @@ fn try_once(rdzv: &Rdzv) -> Result<Listening, Unheard> {
     let found = (rdzv.host.as_str(), rdzv.port).to_socket_addrs().map_err(Unheard::NoAddress)?;
     let (addresses, turned) = outside_first(found.collect());
     let listener = TcpListener::bind(&addresses[..]).map_err(Unheard::NotBound)?;
-    let own = listener.local_addr().map_err(Unheard::NotBound)?.ip();
-    let master = if turned { own.to_string() } else { rdzv.host.clone() };
+    let own = listener.local_addr().map_err(Unheard::NotBound)?;
+    let master = if turned { own.ip().to_string() } else { rdzv.host.clone() };
     Ok(Listening { listener, place: MeetingPlace::on(master, own) })
 }
 

@@ -85,7 +85,7 @@ impl Meeting {
             None => {
                 let lock = take_folder(spec, 0)?;
                 let budget = Budget::new(spec.max_restarts);
-                let meeting_place = MeetingPlace::on(LOOPBACK.into(), Ipv4Addr::LOCALHOST.into());
+                let meeting_place = MeetingPlace::on(LOOPBACK.into(), (Ipv4Addr::LOCALHOST, 0).into());
                 Ok(Opened::Met(Self::Alone { budget, meeting_place }, Some(lock)))
             }
         }
@@ -220,6 +220,7 @@ impl Meeting {
         };
         let code = local.unwrap_or(Exit::Unavailable).code();
         member.tell(&coordinator::FromNode::Ended { generation, code, saved });
+        let unsettled = Settled { exit: Some(Exit::Stopped), ours: cause.is_some(), spent: None };
         let start = Instant::now();
         while start.elapsed() < SETTLED {
             match member.news(TICK) {
@@ -227,12 +228,16 @@ impl Meeting {
                     let ours = first.is_some() && first == cause;
                     return Settled { exit: code.map(exit_of), ours, spent: None };
                 }
-                Some(News::Lost) => break,
+                Some(News::Lost) => {
+                    report(LOST);
+                    return unsettled;
+                }
                 _ => {}
             }
         }
-        report(LOST);
-        Settled { exit: Some(Exit::Stopped), ours: cause.is_some(), spent: None }
+        let seconds = SETTLED.as_secs();
+        report(&format!("other nodes have not ended {seconds} s after this one; not waiting any longer"));
+        unsettled
     }
 
     /// Leaves for good. Node 0 is the last to go, for the others hear from it how the run ended.

@@ -1,7 +1,7 @@
 //! A port that nobody else is given between the moment it is chosen and the moment a process listens there.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
@@ -59,14 +59,17 @@ impl ReservedPort {
 pub(crate) struct MeetingPlace {
     /// The name or address that ranks are told.
     host: String,
-    /// What it means here. Asked for once, because names do not always answer, and whoever needs a port cannot wait.
-    address: IpAddr,
+    /// What it means here, for any port. Asked for once, because names do not always answer, and whoever needs a port cannot
+    /// wait.
+    address: SocketAddr,
     /// Kept for rank 0, which is long in coming.
     port: Option<ReservedPort>,
 }
 
 impl MeetingPlace {
-    pub(crate) fn on(host: String, address: IpAddr) -> Self {
+    /// At `host`, which means `address` here, on ports of its own.
+    pub(crate) fn on(host: String, mut address: SocketAddr) -> Self {
+        address.set_port(0);
         Self { host, address, port: None }
     }
 
@@ -76,7 +79,7 @@ impl MeetingPlace {
 
     /// The port of the next generation, kept in the place of the last one's.
     pub(crate) fn next_port(&mut self) -> io::Result<u16> {
-        Ok(self.port.insert(ReservedPort::at(SocketAddr::new(self.address, 0))?).number())
+        Ok(self.port.insert(ReservedPort::at(self.address)?).number())
     }
 }
 

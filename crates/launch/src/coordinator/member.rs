@@ -26,7 +26,7 @@ pub(crate) enum News {
     Stop {
         signal: i32,
     },
-    /// How far the other nodes of the generation have come; `None` where nothing is to be waited for there.
+    /// How far the other nodes of the generation have come; `None` where none of them is to be waited for, as far as is known.
     Others {
         generation: u32,
         standing: Option<Standing>,

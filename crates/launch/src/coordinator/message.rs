@@ -70,7 +70,7 @@ pub(crate) enum FromCoordinator {
     End { generation: u32 },
     /// Ask the workers for a stop.
     Stop { signal: i32 },
-    /// How far the other nodes have come; `None` where nothing is to be waited for there.
+    /// How far the other nodes have come; `None` where none of them is to be waited for, as far as is known.
     Others { generation: u32, standing: Option<Standing> },
     /// A generation is over, or the whole run: which rank was the first to fail. `code` for the whole run.
     Over { generation: u32, cause: Option<usize>, code: Option<u8> },

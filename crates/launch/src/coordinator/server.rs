@@ -17,7 +17,7 @@ use crate::reserved_port::MeetingPlace;
 
 /// Connections that have not shown the token yet; more are hung up on.
 const MAX_STRANGERS: usize = 32;
-/// How long node 0 stays after the end, so that all nodes hear of it.
+/// How long node 0 stays at most after the end, so that all nodes hear of it.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Without descriptors or memory every accept fails at once.
@@ -28,19 +28,21 @@ type Senders = Arc<Mutex<BTreeMap<Conn, Sender>>>;
 /// A run's coordinator, which lives in threads of node 0's launcher and ends with it.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
+    events: mpsc::Sender<Event>,
     /// Hangs up once the run is over and every node has left.
     left: Receiver<Infallible>,
 }
 
 impl Coordinator {
-    /// Stays until every node has heard how the run ended, or is not worth waiting for. This node's own connection counts,
-    /// so it must have left.
+    /// Ends the run where it is not over, and stays until every node has heard so and left, or is not worth waiting for.
+    /// This node's own connection counts too, so it must have been closed.
     pub(crate) fn farewell(self) {
+        let _ = self.events.send(Event::Leave);
         let _ = self.left.recv_timeout(FAREWELL);
     }
 }
 
-/// Serves a run's coordinator on `listener` until the run is over; returns at once.
+/// Serves a run's coordinator on `listener` until the run is over and every node has left; returns at once.
 pub(crate) fn serve(
     listener: TcpListener,
     token: Vec<u8>,
@@ -50,7 +52,7 @@ pub(crate) fn serve(
     let senders = Senders::default();
     let (events, inbox) = mpsc::channel();
     let refused = |source| LaunchError::System { action: "start the coordinator's threads", source };
-    let for_accept = (Arc::clone(&senders), events);
+    let for_accept = (Arc::clone(&senders), events.clone());
     let accept = move || accept_all(&listener, &token, &for_accept.0, &for_accept.1);
     thread::Builder::new().name("coordinator accept".into()).spawn(accept).map_err(refused)?;
     let beat = rules.lease / 5;
@@ -80,7 +82,7 @@ pub(crate) fn serve(
         }
     };
     thread::Builder::new().name("coordinator".into()).spawn(decide).map_err(refused)?;
-    Ok(Coordinator { left })
+    Ok(Coordinator { events, left })
 }
 
 fn accept_all(listener: &TcpListener, token: &[u8], senders: &Senders, events: &mpsc::Sender<Event>) {
@@ -176,7 +178,7 @@ fn lock(senders: &Senders) -> std::sync::MutexGuard<'_, BTreeMap<Conn, Sender>> 
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use super::super::message::{FromNode, Hello};
     use super::*;
@@ -194,7 +196,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let here = listener.local_addr().unwrap();
         let rules = Rules { expected: hello(), max_restarts: 0, lease: LEASE, join: LEASE };
-        let place = MeetingPlace::on("node0".into(), IpAddr::V4(address));
+        let place = MeetingPlace::on("node0".into(), (address, 0).into());
         let coordinator = serve(listener, b"token".to_vec(), rules, place).unwrap();
         let nodes = [(); 2].map(|()| {
             let (mut sender, receiver) = wire::open(TcpStream::connect(here).unwrap(), b"token").unwrap();
@@ -234,6 +236,23 @@ mod tests {
         let start = Instant::now();
         coordinator.farewell();
         assert!(start.elapsed() >= FAREWELL, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_node_hears_that_node_0_leaves_a_run_that_is_not_over() {
+        let (coordinator, nodes) = two_nodes(Ipv4Addr::LOCALHOST);
+        let [(first, _first), (mut second, mut from_second)] = nodes.map(|(sender, mut receiver)| {
+            assert!(matches!(news(&mut receiver), FromCoordinator::Form(_)));
+            (sender, receiver)
+        });
+        first.close();
+        let second_node = thread::spawn(move || {
+            assert!(matches!(news(&mut from_second), FromCoordinator::End { generation: 0 }));
+            second.send(&FromNode::Ended { generation: 0, code: 69, saved: 0 }).unwrap();
+            assert!(matches!(news(&mut from_second), FromCoordinator::Over { code: Some(69), .. }));
+        });
+        coordinator.farewell();
+        second_node.join().unwrap();
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) enum Event {
     Closed(Conn),
     /// Time has passed.
     Tick,
+    /// Node 0 is about to end, and the coordinator with it.
+    Leave,
 }
 
 /// What the coordinator does.
@@ -95,6 +97,8 @@ pub(crate) struct State {
     stop: Option<i32>,
     /// When a node of the generation that runs was lost.
     lost: Option<Duration>,
+    /// No generation is formed any more.
+    leaving: bool,
 }
 
 impl State {
@@ -109,6 +113,7 @@ impl State {
             cause: None,
             stop: None,
             lost: None,
+            leaving: false,
         }
     }
 
@@ -132,6 +137,10 @@ impl State {
             Event::Said(conn, message) => self.said(conn, &message, now),
             Event::Closed(conn) => self.lose(conn, now),
             Event::Tick => Vec::new(),
+            Event::Leave => {
+                self.leaving = true;
+                Vec::new()
+            }
         };
         let silent = |member: &Member| now.saturating_sub(member.heard) > self.rules.lease;
         let lapsed: Vec<Conn> =
@@ -267,6 +276,9 @@ impl State {
                 if self.stop.is_some() {
                     return self.finish(Exit::Stopped);
                 }
+                if self.leaving {
+                    return self.finish(Exit::Unavailable);
+                }
                 match (now >= after).then(|| self.places()).flatten() {
                     Some(places) => self.form(&places),
                     None if now.saturating_sub(since) > self.rules.join => self.finish(Exit::Unavailable),
@@ -325,7 +337,7 @@ impl State {
             None if stopped => Exit::Stopped,
             None => self.worst_end(),
         };
-        if exit != Exit::Unavailable || self.stop.is_some() {
+        if exit != Exit::Unavailable || self.stop.is_some() || self.leaving {
             return self.finish(exit);
         }
         if let Err(exit) = self.budget.restart(self.saved) {

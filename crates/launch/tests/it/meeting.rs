@@ -1,7 +1,7 @@
 //! Launchers before their nodes have met: with which code they end, and how soon.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
 use nix::unistd::Pid;
 
-/// A launcher of two nodes in a folder.
+/// A launcher of several nodes in a folder, of two where `how` does not say how many.
 fn node(dir: &Path, rdzv: &str, how: &[&str]) -> Child {
     let mut command = Command::new(probe());
     command.arg("node").arg(dir).arg("1").arg(rdzv).args(how);
@@ -168,9 +168,14 @@ fn the_port_where_ranks_meet_is_kept_for_them() {
 fn every_node_hears_how_the_run_ended_although_node_0_is_done_first() {
     let dir = tempfile::tempdir().unwrap();
     let place = rdzv();
-    let first = node(dir.path(), &place.address, &["0", "of-12", "nothing"]);
-    // Its own connection is the first that the coordinator answers.
-    wait_for("node 0 to listen", || TcpStream::connect(&place.address).ok());
+    let mut first = node(dir.path(), &place.address, &["0", "of-12", "nothing"]);
+    let mut said_by_first = BufReader::new(first.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("waiting for the others") {
+        line.clear();
+        assert!(said_by_first.read_line(&mut line).unwrap() > 0, "node 0 ended");
+    }
+    // Its own connection is to be the first that the coordinator answers.
     thread::sleep(Duration::from_millis(300));
     let mut nodes = vec![first];
     nodes.extend(
