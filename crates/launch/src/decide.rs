@@ -69,6 +69,17 @@ pub(crate) struct Policy {
     pub together: Duration,
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            settle: Duration::from_millis(100),
+            grace: Duration::from_secs(5),
+            short_grace: Duration::from_secs(1),
+            together: Duration::from_millis(10),
+        }
+    }
+}
+
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {

@@ -23,12 +23,6 @@ use crate::{Exit, LaunchError, screen, with_causes};
 
 /// How often signals to the launcher and progress are looked for; ends of workers wake it at once.
 const TICK: Duration = Duration::from_millis(20);
-const POLICY: Policy = Policy {
-    settle: Duration::from_millis(100),
-    grace: Duration::from_secs(5),
-    short_grace: Duration::from_secs(1),
-    together: Duration::from_millis(10),
-};
 
 /// One run, as this node sees it.
 #[derive(Debug, Clone)]
@@ -196,7 +190,7 @@ impl Launcher<'_> {
             }
             fleet.dying = !fleet.ended.is_empty() && processes.any_dying();
             let now = self.clock.elapsed();
-            match decide(now, fleet, &POLICY) {
+            match decide(now, fleet, &Policy::default()) {
                 Action::Wait => {}
                 Action::Regroup => self.regroup(processes, fleet, place, &mut watch),
                 Action::Terminate => {

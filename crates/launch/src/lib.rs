@@ -11,6 +11,7 @@
 //!
 //! This crate is the only reader of the environment; it opens no tensor and reads no training config.
 
+mod addresses;
 mod budget;
 mod call;
 mod command;

@@ -1,12 +1,14 @@
 //! A port that nobody else is given between the moment it is chosen and the moment a process listens there.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockname, setsockopt, socket, sockopt,
 };
+
+use crate::addresses::first_that_will_do;
 
 /// A TCP port of this machine, kept for one of its processes.
 ///
@@ -25,14 +27,7 @@ impl ReservedPort {
     /// # Errors
     /// Where `host` has no address or is another machine's, or the system has no port or descriptor left.
     pub fn on(host: &str) -> io::Result<Self> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in (host, 0).to_socket_addrs()? {
-            match Self::at(address) {
-                Ok(port) => return Ok(port),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        first_that_will_do(host, 0, Self::at)
     }
 
     fn at(address: SocketAddr) -> io::Result<Self> {

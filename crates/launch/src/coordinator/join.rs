@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::member::Member;
 use super::message::{FromCoordinator, FromNode, Hello, exit_of};
 use super::wire::{self, OpenError, Receiver, Sender};
+use crate::addresses::first_that_will_do;
 use crate::nodes::Rdzv;
 use crate::stop::StopSignals;
 use crate::{Exit, LaunchError};
@@ -171,12 +172,5 @@ impl Invitation {
 }
 
 fn connect(rdzv: &Rdzv) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (rdzv.host.as_str(), rdzv.port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, CONNECT) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    first_that_will_do(&rdzv.host, rdzv.port, |address| TcpStream::connect_timeout(&address, CONNECT))
 }

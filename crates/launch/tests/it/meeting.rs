@@ -22,6 +22,17 @@ fn node(dir: &Path, rdzv: &str, how: &[&str]) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+fn ask_to_stop(launcher: &Child) {
+    kill(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGTERM).unwrap();
+}
+
+fn all_end_with(code: i32, launchers: impl IntoIterator<Item = Child>) {
+    for (number, launcher) in launchers.into_iter().enumerate() {
+        let output = launcher.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "launcher {number}: {}", said(&output));
+    }
+}
+
 #[test]
 fn a_stop_before_the_nodes_have_met_is_75_at_once() {
     // It listens and waits for the other; nobody listens; nobody answers.
@@ -51,8 +62,8 @@ fn the_second_launcher_of_node_0_is_told_of_the_first_and_not_of_its_port() {
     let second = node(dir.path(), rdzv, &["0"]).wait_with_output().unwrap();
     assert_eq!(second.status.code(), Some(73), "{}", said(&second));
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    kill(Pid::from_raw(first.id().cast_signed()), Signal::SIGTERM).unwrap();
-    assert_eq!(first.wait_with_output().unwrap().status.code(), Some(75));
+    ask_to_stop(&first);
+    all_end_with(75, [first]);
 }
 
 #[test]
@@ -104,11 +115,8 @@ fn a_replacement_that_comes_before_the_lease_has_run_out_waits_for_the_number() 
     let replacement = start(&folders[2], "1");
     up(&folders[2], "pid-1-of-2-in-1");
     silent.kill().and_then(|()| silent.wait()).unwrap();
-    kill(Pid::from_raw(node_0.id().cast_signed()), Signal::SIGTERM).unwrap();
-    for node in [node_0, replacement] {
-        let output = node.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
-    }
+    ask_to_stop(&node_0);
+    all_end_with(75, [node_0, replacement]);
 }
 
 #[test]
@@ -125,13 +133,8 @@ fn a_stranger_who_speaks_slowly_is_hung_up_on_and_changes_nothing() {
         assert!(start.elapsed() < Duration::from_secs(8), "still listened to");
         thread::sleep(Duration::from_millis(200));
     }
-    for node in &nodes {
-        kill(Pid::from_raw(node.id().cast_signed()), Signal::SIGTERM).unwrap();
-    }
-    for node in nodes {
-        let output = node.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
-    }
+    nodes.iter().for_each(ask_to_stop);
+    all_end_with(75, nodes);
 }
 
 /// The port that the worker `pid` was told.
@@ -155,13 +158,8 @@ fn the_port_where_ranks_meet_is_kept_for_them() {
         assert_eq!(bind(stranger.as_raw_fd(), &SockaddrStorage::from(address)), Err(Errno::EADDRINUSE));
         TcpListener::bind(address).unwrap();
     }
-    for launcher in &launchers {
-        kill(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGTERM).unwrap();
-    }
-    for launcher in launchers {
-        let output = launcher.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
-    }
+    launchers.iter().for_each(ask_to_stop);
+    all_end_with(75, launchers);
 }
 
 #[test]
@@ -183,8 +181,5 @@ fn every_node_hears_how_the_run_ended_although_node_0_is_done_first() {
             node(dir.path(), &place.address, &[number.to_string().as_str(), "of-12", "nothing"])
         }),
     );
-    for (number, node) in nodes.into_iter().enumerate() {
-        let output = node.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "node {number}: {}", said(&output));
-    }
+    all_end_with(0, nodes);
 }
